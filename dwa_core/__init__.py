@@ -1,0 +1,1 @@
+"""Data set distillation by Diversity-Driven Synthesis (DWA): teacher, synthesis, relabel evaluation."""

@@ -1,0 +1,192 @@
+"""Random numbers by seed, and augmentation in batches on the device.
+
+Training draws one crop and flip per image; synthesis draws one view (crop, flip, roll) per iteration
+for the whole batch, as plain numbers on the host, so that nothing waits for the device.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torchvision.transforms import functional as TF
+
+# Scale and aspect of RandomResizedCrop, in every recipe: torchvision's defaults.
+CROP_SCALE = (0.08, 1.0)
+CROP_RATIO = (3 / 4, 4 / 3)
+CROP_TRIES = 10
+
+
+def host_random(*key: int) -> np.random.Generator:
+    """Random numbers on the host that depend on `key` alone, for example (seed, stage, epoch)."""
+    return np.random.default_rng(np.random.SeedSequence(key))
+
+
+def device_random(device: torch.device, *key: int) -> torch.Generator:
+    """Random numbers on `device` that depend on `key` alone.
+
+    A fresh generator per epoch makes a resumed run draw what an unbroken one draws, with no random
+    state to be stored.
+    """
+    seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
+    return torch.Generator(device).manual_seed(seed)
+
+
+def normalise(images: torch.Tensor, mean: list[float], std: list[float]) -> torch.Tensor:
+    """(x - mean) / std per channel; `images` NCHW in [0, 1], of any float type."""
+    return (images - channels(mean, images)) / channels(std, images)
+
+
+def denormalise_to_uint8(images: torch.Tensor, mean: list[float], std: list[float], rounded: bool) -> torch.Tensor:
+    """The pixels 0..255 (NHWC, uint8) of normalised images (NCHW): rounded, or truncated as the authors do."""
+    pixels = (images.float() * channels(std, images.float()) + channels(mean, images.float())) * 255
+    pixels = pixels.round() if rounded else pixels
+    return pixels.clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def channels(values: list[float], like: torch.Tensor) -> torch.Tensor:
+    """One value per channel, shaped to broadcast over NCHW."""
+    return torch.tensor(values, dtype=like.dtype, device=like.device).view(1, -1, 1, 1)
+
+
+def to_unit_range(images_uint8: torch.Tensor) -> torch.Tensor:
+    """NHWC bytes to NCHW floats in [0, 1]; the memory stays channels-last."""
+    return images_uint8.permute(0, 3, 1, 2).float().div_(255)
+
+
+# ------------------------------------------------------------------------------------- training batches
+
+
+def padded_crop_and_flip(images_uint8: torch.Tensor, padding: int, random: torch.Generator) -> torch.Tensor:
+    """Pads with black, crops back to the size at a random place, flips every second image on average.
+
+    Args:
+        images_uint8: (N, H, W, 3), 0..255.
+        padding: pixels on each side.
+        random: on the images' device.
+
+    Returns: (N, H, W, 3) uint8.
+    """
+    count, height, width, _ = images_uint8.shape
+    device = images_uint8.device
+    padded = F.pad(images_uint8, (0, 0, padding, padding, padding, padding))
+    top, left = torch.randint(0, 2 * padding + 1, (2, count, 1), generator=random, device=device)
+    flipped = torch.rand(count, 1, generator=random, device=device) < 0.5
+    rows = top + torch.arange(height, device=device)
+    columns = left + torch.where(
+        flipped, width - 1 - torch.arange(width, device=device), torch.arange(width, device=device)
+    )
+    image = torch.arange(count, device=device)[:, None, None]
+    return padded[image, rows[:, :, None], columns[:, None, :]]
+
+
+def resized_crop_and_flip(images: torch.Tensor, random: torch.Generator) -> torch.Tensor:
+    """RandomResizedCrop to the images' own side and a random flip, drawn per image.
+
+    A crop is never larger than the image, so it is only ever enlarged, and there the antialiased
+    resize of PIL equals plain bilinear interpolation.
+
+    Args:
+        images: (N, C, H, W) floats.
+        random: on the images' device.
+    """
+    count, _, height, width = images.shape
+    top, left, crop_height, crop_width = crop_boxes(count, height, width, random)
+    flipped = torch.rand(count, 1, generator=random, device=images.device) < 0.5
+
+    def source(start, extent, size):
+        # Centre of each output pixel in the source, kept inside the crop as an interpolation of the
+        # crop alone would; returned in grid_sample's units of [-1, 1].
+        position = (torch.arange(size, device=images.device) + 0.5) * (extent / size)[:, None] - 0.5
+        position = start[:, None] + position.clamp(min=0).minimum(extent[:, None] - 1)
+        return (2 * position + 1) / size - 1
+
+    y = source(top, crop_height, height)
+    x = source(left, crop_width, width)
+    x = torch.where(flipped, x.flip(1), x)
+    grid = torch.stack(torch.broadcast_tensors(x[:, None, :], y[:, :, None]), dim=-1)
+    return F.grid_sample(images, grid.to(images.dtype), mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def crop_boxes(count: int, height: int, width: int, random: torch.Generator) -> torch.Tensor:
+    """Boxes of RandomResizedCrop: (4, count) floats of whole numbers: top, left, height, width.
+
+    As torchvision draws them: ten tries of area and aspect, the first that fits; else a centred crop
+    of the nearest allowed aspect.
+    """
+    uniform = torch.rand(4, count, CROP_TRIES, generator=random, device=random.device)
+    area = height * width * (CROP_SCALE[0] + (CROP_SCALE[1] - CROP_SCALE[0]) * uniform[0])
+    log_ratio = [math.log(ratio) for ratio in CROP_RATIO]
+    ratio = torch.exp(log_ratio[0] + (log_ratio[1] - log_ratio[0]) * uniform[1])
+    box_width, box_height = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()
+    fits = (box_width >= 1) & (box_width <= width) & (box_height >= 1) & (box_height <= height)
+    first = fits.int().argmax(1, keepdim=True)
+    box_height, box_width = box_height.gather(1, first)[:, 0], box_width.gather(1, first)[:, 0]
+    top = (uniform[2, :, 0] * (height - box_height + 1)).floor()
+    left = (uniform[3, :, 0] * (width - box_width + 1)).floor()
+    fallback_width = min(width, round(height * CROP_RATIO[1]))
+    fallback_height = min(height, round(width / CROP_RATIO[0]))
+    found = fits.any(1)
+    return torch.stack(
+        [
+            torch.where(found, top, (height - fallback_height) // 2),
+            torch.where(found, left, (width - fallback_width) // 2),
+            torch.where(found, box_height, fallback_height),
+            torch.where(found, box_width, fallback_width),
+        ]
+    )
+
+
+def mix(
+    images: torch.Tensor, kind: str, alpha: float, host: np.random.Generator, device: torch.Generator
+) -> torch.Tensor:
+    """Each image mixed with another of the batch, by one coefficient for all drawn from Beta(alpha, alpha).
+
+    "mixup" blends whole images; "cutmix" pastes one rectangle whose share of the area is 1 - coefficient
+    before it is cut at the border. The teacher labels the result, so no label is mixed here.
+    """
+    keep = host.beta(alpha, alpha)
+    other = images[torch.randperm(len(images), generator=device, device=images.device)]
+    if kind == "mixup":
+        return images * keep + other * (1 - keep)
+    height, width = images.shape[2:]
+    cut = math.sqrt(1 - keep)
+    centre_y, centre_x = int(host.integers(height)), int(host.integers(width))
+    half_y, half_x = int(height * cut) // 2, int(width * cut) // 2
+    rows = slice(max(0, centre_y - half_y), min(height, centre_y + half_y))
+    columns = slice(max(0, centre_x - half_x), min(width, centre_x + half_x))
+    images = images.clone()
+    images[:, :, rows, columns] = other[:, :, rows, columns]
+    return images
+
+
+# -------------------------------------------------------------------------------------- synthesis views
+
+
+class View(NamedTuple):
+    """What one iteration of synthesis sees of every image: a crop or none, then a flip, then a roll."""
+
+    roll: tuple[int, int]  # rows, columns
+    flip: bool = False
+    crop: tuple[int, int, int, int] | None = None  # top, left, height, width; enlarged to the full side
+
+
+def draw_views(iterations: int, side: int, roll: list[int], resized_crop: bool, *key: int) -> list[View]:
+    """The views of `iterations` iterations, which depend on `key` alone; `roll` has both ends included."""
+    host = host_random(*key)
+    rolls = host.integers(roll[0], roll[1] + 1, size=(iterations, 2)).tolist()
+    if not resized_crop:
+        return [View(tuple(offsets)) for offsets in rolls]
+    flips = (host.random(iterations) < 0.5).tolist()
+    boxes = crop_boxes(iterations, side, side, device_random(torch.device("cpu"), *key)).int().T.tolist()
+    return [View(tuple(offsets), flip, tuple(box)) for offsets, flip, box in zip(rolls, flips, boxes, strict=True)]
+
+
+def apply_view(images: torch.Tensor, view: View) -> torch.Tensor:
+    """`images` (NCHW) as `view` shows them; differentiable. The resize is bilinear, without antialias."""
+    if view.crop is not None:
+        images = TF.resized_crop(images, *view.crop, size=list(images.shape[2:]), antialias=False)
+    if view.flip:
+        images = images.flip(3)
+    return images.roll(view.roll, dims=(2, 3))

@@ -1,0 +1,318 @@
+"""Real images: digits, CIFAR, Tiny-ImageNet, ImageNet-1K, or one's own folder, all through Hugging Face `datasets`.
+
+Up to 64 px the whole set is decoded once, kept as bytes on the device and augmented there in batches;
+larger images stream through DataLoader workers.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch.utils.data import DataLoader
+from torchvision.transforms import v2
+
+from dwa_core import augment, store
+from dwa_core.settings import Images, InputError, Training
+
+HUB = {
+    "cifar10": "uoft-cs/cifar10",
+    "cifar100": "uoft-cs/cifar100",
+    "tiny-imagenet": "zh-plus/tiny-imagenet",
+    "imagenet-1k": "ILSVRC/imagenet-1k",
+}
+RESIDENT_SIDE = 64
+TEST_BATCH = 1000
+STREAMED_TEST_BATCH = 256
+
+datasets.disable_progress_bars()
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A data set: a training part, which is all that teacher, synthesis and students see, and a test part."""
+
+    name: str
+    classes: list[str]
+    train: "Resident | Streamed"
+    test: "Resident | Streamed"
+    fingerprint: str  # SHA-256: of the decoded images where they are kept, else of their files
+
+
+def load(name: str, images: Images, device: torch.device) -> ImageData:
+    """The data set `name` at `images.side`: bundled digits, $DWA_DATA/<name>, or the hub.
+
+    Raises:
+        InputError: it cannot be found or read, a class has no images, a label is out of range.
+    """
+    parts, source = open_parts(name, images.side)
+    classes = parts["train"].features["label"].names
+    if images.side > RESIDENT_SIDE:
+        for part, dataset in parts.items():
+            check_labels(name, part, torch.tensor(dataset["label"][:]), classes)
+        splits = {part: Streamed(dataset, images.side) for part, dataset in parts.items()}
+        return ImageData(name, classes, splits["train"], splits["test"], store.digest(source, images.side))
+    tensors, content = decoded(name, parts, images.side, source, classes)
+    splits = {part: Resident(tensors[part], tensors[f"{part}_labels"], device) for part in ("train", "test")}
+    return ImageData(name, classes, splits["train"], splits["test"], content)
+
+
+def open_parts(name: str, side: int) -> tuple[dict[str, datasets.Dataset], list]:
+    """Training and test part with columns image and label, and what tells this source from any other."""
+    if name == "digits":
+        return digits(side), ["digits", "scikit-learn"]
+    base = os.environ.get("DWA_DATA")
+    folder = Path(base) / name if base else None
+    if folder is not None and folder.is_dir():
+        return open_folder(name, folder)
+    where = f"there is no folder {folder}" if folder else "DWA_DATA is not set"
+    if name not in HUB:
+        raise InputError(f"dataset: {name!r} cannot be found; {where}, and the hub's are {', '.join(HUB)}")
+    try:
+        found = datasets.load_dataset(HUB[name])
+    except Exception as error:  # the hub's client raises many kinds: connection, gated, missing
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"dataset: {name!r} cannot be had from the hub ({HUB[name]}), and {where}; {reason}") from None
+    # Validation before test: ImageNet keeps the labels of its test part back.
+    held_out = next(part for part in ("valid", "validation", "test") if part in found)
+    parts = {"train": found["train"], "test": found[held_out]}
+    # The cache's file names hold the revision of the hub's files.
+    source = [Path(file["filename"]).parts[-3:] for part in parts.values() for file in part.cache_files]
+    return {part: named_columns(name, dataset) for part, dataset in parts.items()}, [HUB[name], source]
+
+
+def open_folder(name: str, folder: Path) -> tuple[dict[str, datasets.Dataset], list]:
+    """Parquet files train-* and test-* (or valid*), or ImageFolder trees train/ and test/ (or val/)."""
+    ends = {"train": ["train"], "test": ["test", "valid", "val"]}
+    parts, source = {}, []
+    for part, prefixes in ends.items():
+        parquet = sorted(path for prefix in prefixes[:2] for path in folder.glob(f"{prefix}*.parquet"))
+        trees = [folder / prefix for prefix in [*prefixes, "validation"] if (folder / prefix).is_dir()]
+        try:
+            if parquet:
+                files = [str(path) for path in parquet]
+                parts[part] = datasets.load_dataset("parquet", data_files=files, split="train")
+                source += [hashlib.sha256(path.read_bytes()).hexdigest() for path in parquet]
+            elif trees:
+                parts[part] = open_tree(trees[0])
+                source += [
+                    (str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns)
+                    for path in sorted(trees[0].rglob("*"))
+                    if path.is_file()
+                ]
+            else:
+                raise InputError(
+                    f"dataset: {folder} has no {part} part; expected {part}-*.parquet or {part}/CLASS/IMAGE files"
+                )
+        except InputError:
+            raise
+        except Exception as error:  # pyarrow's and datasets' own kinds
+            reason = str(error).strip().splitlines()[0]
+            raise InputError(f"dataset: the {part} part of {folder} cannot be read; {reason}") from None
+    parts = {part: named_columns(name, dataset) for part, dataset in parts.items()}
+    names = {part: dataset.features["label"].names for part, dataset in parts.items()}
+    if names["train"] != names["test"]:
+        missing = sorted(set(names["train"]) ^ set(names["test"])) or names["train"]
+        raise InputError(f"dataset: {folder}: train and test do not have the same classes; see {missing[0]!r}")
+    return parts, source
+
+
+def open_tree(tree: Path) -> datasets.Dataset:
+    classes = sorted(path.name for path in tree.iterdir() if path.is_dir())
+    files, labels = [], []
+    for label, class_name in enumerate(classes):
+        for path in sorted((tree / class_name).iterdir()):
+            if path.suffix.lower() in Image.registered_extensions():
+                files.append(str(path))
+                labels.append(label)
+    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=classes))
+    return datasets.Dataset.from_dict({"image": files, "label": labels}, features=features)
+
+
+def named_columns(name: str, dataset: datasets.Dataset) -> datasets.Dataset:
+    """`dataset` with its image column called image and its label column called label, and no others."""
+    chosen = {}
+    for wanted, possible in {"image": ("image", "img"), "label": ("fine_label", "label")}.items():
+        found = [column for column in possible if column in dataset.column_names]
+        if not found:
+            raise InputError(
+                f"dataset: {name} has no column {' or '.join(possible)}; its columns: {', '.join(dataset.column_names)}"
+            )
+        chosen[found[0]] = wanted
+    dataset = dataset.select_columns(list(chosen)).rename_columns({k: v for k, v in chosen.items() if k != v})
+    if not isinstance(dataset.features["label"], datasets.ClassLabel):
+        raise InputError(f"dataset: {name}: the label column does not name its classes (ClassLabel)")
+    return dataset
+
+
+def digits(side: int) -> dict[str, datasets.Dataset]:
+    """scikit-learn's 1,797 handwritten digits of 8x8 px: 1,297 for training and 500 for testing, enlarged."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    values, labels = load_digits(return_X_y=True)
+    pictures = np.round(values.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    train, test = train_test_split(np.arange(len(labels)), test_size=500, stratify=labels, random_state=0)
+    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=[str(d) for d in range(10)]))
+
+    def part(indices):
+        resized = [Image.fromarray(pictures[i]).resize((side, side), Image.Resampling.BILINEAR) for i in indices]
+        return datasets.Dataset.from_dict(
+            {"image": [image.convert("RGB") for image in resized], "label": labels[indices]}, features=features
+        )
+
+    return {"train": part(train), "test": part(test)}
+
+
+def decoded(name, parts, side: int, source, classes: list[str]) -> tuple[dict[str, torch.Tensor], str]:
+    """All images as (N, side, side, 3) bytes with their labels, decoded once and kept under artifacts/data."""
+    artifact = f"{name}-{side}px-{store.digest(source, side)}"
+    folder = store.find("data", artifact)
+    if folder is None:
+        tensors = {}
+        for part, dataset in parts.items():
+            labels = torch.tensor(dataset["label"][:])
+            check_labels(name, part, labels, classes)
+            tensors[part], tensors[f"{part}_labels"] = decode(name, part, dataset, side), labels
+        with store.new_artifact("data", artifact) as temporary:
+            save_file(tensors, temporary / "images.safetensors")
+            content = store.fingerprint(tensors, classes)
+            store.write_json(temporary / "record.json", {"fingerprint": content, "classes": classes})
+        folder = store.find("data", artifact)
+    return load_file(folder / "images.safetensors"), store.read_json(folder / "record.json")["fingerprint"]
+
+
+def decode(name: str, part: str, dataset: datasets.Dataset, side: int) -> torch.Tensor:
+    images = np.empty((len(dataset), side, side, 3), np.uint8)
+    encoded = dataset.cast_column("image", datasets.Image(decode=False))["image"]
+    feature = datasets.Image(mode="RGB")
+    for index, item in enumerate(encoded):
+        try:
+            images[index] = np.asarray(squared(feature.decode_example(item), side))
+        except Exception as error:  # PIL raises OSError, ValueError, SyntaxError and its own
+            where = item["path"] or f"number {index}"
+            raise InputError(f"dataset: {name}: {part} image {where} cannot be read; {error}") from None
+    return torch.from_numpy(images)
+
+
+def squared(image: Image.Image, side: int) -> Image.Image:
+    """RGB at side x side, regardless of aspect."""
+    image = image.convert("RGB")
+    return image if image.size == (side, side) else image.resize((side, side), Image.Resampling.BILINEAR)
+
+
+def check_labels(name: str, part: str, labels: torch.Tensor, classes: list[str]) -> None:
+    if len(labels) == 0 or labels.min() < 0 or labels.max() >= len(classes):
+        seen = f"{labels.min()} to {labels.max()}" if len(labels) else "none"
+        raise InputError(f"dataset: {name}: {part} labels are {seen}; expected 0 to {len(classes) - 1}")
+    counts = torch.bincount(labels, minlength=len(classes))
+    if part == "train" and counts.min() == 0:
+        raise InputError(f"dataset: {name}: class {classes[counts.argmin()]!r} has no training images")
+
+
+def draw_real(split: "Resident | Streamed", classes: int, ipc: int, seed: int) -> torch.Tensor:
+    """Indices (ipc, classes) of training images drawn without repetition, class by class in each row.
+
+    A larger ipc begins with the images of a smaller one.
+
+    Raises:
+        InputError: a class has fewer than `ipc` images.
+    """
+    labels = split.labels.cpu().numpy()
+    columns = []
+    for label in range(classes):
+        members = np.flatnonzero(labels == label)
+        if len(members) < ipc:
+            raise InputError(f"ipc: {ipc} is not allowed; class {label} has {len(members)} training images")
+        columns.append(augment.host_random(seed, label).permutation(members)[:ipc])
+    return torch.from_numpy(np.stack(columns, axis=1))
+
+
+class Resident:
+    """Images kept on the device as bytes (N, H, W, 3), with their labels (N,)."""
+
+    def __init__(self, images_uint8: torch.Tensor, labels: torch.Tensor, device: torch.device):
+        self.images_uint8, self.labels, self.device = images_uint8.to(device), labels.to(device), device
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def pictures(self, indices: torch.Tensor) -> torch.Tensor:
+        """The images of `indices` as bytes."""
+        return self.images_uint8[indices.to(self.device)]
+
+    def train_batches(self, stage: Training, mean, std, *key: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """One epoch, shuffled: augmented, normalised images (B, 3, H, W) and labels; it depends on `key` alone."""
+        random = augment.device_random(self.device, *key)
+        order = torch.randperm(len(self), generator=random, device=self.device)
+        for chosen in order.split(stage.batch_size):
+            if len(chosen) == 1 < len(order):
+                continue  # BatchNorm cannot train on one image
+            pixels = self.images_uint8[chosen]
+            if stage.crop == "padded":
+                images = augment.to_unit_range(augment.padded_crop_and_flip(pixels, stage.crop_padding, random))
+            else:
+                images = augment.resized_crop_and_flip(augment.to_unit_range(pixels), random)
+            yield augment.normalise(images, mean, std), self.labels[chosen]
+
+    def test_batches(self, mean, std) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Every image once, in order, normalised."""
+        batches = zip(self.images_uint8.split(TEST_BATCH), self.labels.split(TEST_BATCH), strict=True)
+        for pixels, labels in batches:
+            yield augment.normalise(augment.to_unit_range(pixels), mean, std), labels
+
+
+class Streamed:
+    """Images left in their files, decoded, cropped and batched by DataLoader workers; batches come as CPU tensors."""
+
+    def __init__(self, dataset: datasets.Dataset, side: int):
+        self.dataset, self.side = dataset, side
+        self.labels = torch.tensor(dataset["label"][:])
+        self.workers = min(16, os.cpu_count() or 1)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def pictures(self, indices: torch.Tensor) -> torch.Tensor:
+        """The images of `indices` as bytes, resized to the side regardless of aspect."""
+        chosen = [np.asarray(squared(self.dataset[int(i)]["image"], self.side)) for i in indices]
+        return torch.from_numpy(np.stack(chosen))
+
+    def train_batches(self, stage: Training, mean, std, *key: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """As Resident.train_batches, with a crop resized as PIL does."""
+        if stage.crop == "padded":
+            crop = [v2.Resize((self.side, self.side)), v2.RandomCrop(self.side, padding=stage.crop_padding)]
+        else:
+            crop = [v2.RandomResizedCrop(self.side, augment.CROP_SCALE, augment.CROP_RATIO)]
+        random = augment.device_random(torch.device("cpu"), *key)
+        return self.batches([*crop, v2.RandomHorizontalFlip()], mean, std, stage.batch_size, True, random)
+
+    def test_batches(self, mean, std) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Every image once: resized so that the short side is 256/224 of the side, then cropped at the centre."""
+        crop = [v2.Resize(round(self.side * 256 / 224)), v2.CenterCrop(self.side)]
+        return self.batches(crop, mean, std, STREAMED_TEST_BATCH, False, None)
+
+    def batches(self, crop: list, mean, std, batch_size: int, training: bool, random: torch.Generator | None):
+        transform = v2.Compose([v2.RGB(), *crop, v2.PILToTensor()])
+
+        def transformed(batch):
+            return {"image": [transform(image) for image in batch["image"]], "label": batch["label"]}
+
+        loader = DataLoader(
+            self.dataset.with_transform(transformed),
+            batch_size,
+            shuffle=training,
+            num_workers=self.workers,
+            pin_memory=torch.cuda.is_available(),
+            drop_last=training and len(self) % batch_size == 1,
+            generator=random,
+        )
+        for batch in loader:
+            images = batch["image"].float().div_(255).contiguous(memory_format=torch.channels_last)
+            yield augment.normalise(images, mean, std), batch["label"]

@@ -1,0 +1,450 @@
+"""Settings: the numbers of every recipe (presets), what a settings file may change, and the checks.
+
+A settings file names a preset and what differs from it. `resolve` turns it into a `Setting` that
+holds every number of a run, or stops with one line that names the key, the value and what is allowed.
+"""
+
+import ast
+import copy
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+RECIPE_SOURCE = "DWA (NeurIPS 2024) and its published code; the Tiny-ImageNet teacher is SRe2L's"
+
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+ThreeChannels = Annotated[list[float], Field(min_length=3, max_length=3)]
+
+
+class InputError(ValueError):
+    """Something the user gave cannot be used; the message is one line fit to be shown as it is."""
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Images(Strict):
+    """Side in pixels, and the normalisation (x - mean) / std of RGB values in [0, 1]."""
+
+    side: Annotated[int, Field(ge=8)]
+    mean: ThreeChannels
+    std: Annotated[list[Positive], Field(min_length=3, max_length=3)]
+    # The authors' CIFAR-10 teacher is trained with one std, its images made and relabelled with another.
+    std_after_teacher: Annotated[list[Positive], Field(min_length=3, max_length=3)] | None = None
+
+
+class Training(Strict):
+    """What the teacher's and the student's training have in common."""
+
+    epochs: Count
+    batch_size: Annotated[int, Field(ge=2)]
+    optimizer: Literal["sgd", "adamw"]
+    learning_rate: Positive
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9  # of sgd
+    weight_decay: NotNegative
+    decay_matrices_only: bool = False  # no weight decay on biases and BatchNorm
+    warmup_epochs: Annotated[int, Field(ge=0)] = 0  # linear, from 1 % of the learning rate
+    crop: Literal["padded", "resized"]  # padded with black, or RandomResizedCrop; both with a flip
+    crop_padding: Annotated[int, Field(ge=0)] = 4
+    test_every: Count = 10  # epochs; the last epoch is always tested
+
+
+class TeacherStage(Training):
+    seed: Seed = 0
+    # A torchvision weights name, such as IMAGENET1K_V1, instead of training.
+    weights: str | None = None
+
+
+class SynthesisStage(Strict):
+    initial: Literal["real", "noise"] = "real"
+    adjustment: Literal["none", "random", "directed"] = "directed"
+    rho: NotNegative = 0.015
+    steps: Count = 12  # K
+    iterations: Count
+    learning_rate: Positive
+    classes_per_batch: Count
+    r_bn: NotNegative = 0.01
+    r_var: NotNegative
+    resized_crop: bool = False  # RandomResizedCrop and a random flip before the roll
+    roll: Annotated[list[int], Field(min_length=2, max_length=2)] = [0, 4]  # pixels, both ends included
+    seed: Seed = 0
+    image_gradient_after_adjustment: Literal["cleared", "added"] = "cleared"
+    weights_between_class_batches: Literal["restored", "kept"] = "restored"
+    storage: Literal["png", "jpeg"] = "png"
+
+
+class RelabelStage(Training):
+    mixing: Literal["mixup", "cutmix"]
+    mixing_alpha: Positive  # both parameters of the Beta distribution
+    temperature: Positive
+    loss_times_temperature_squared: bool = False
+    teacher_batch_statistics: bool = False
+    reported: Literal["last", "best"] = "last"
+
+
+class Setting(Strict):
+    """Every number of one run."""
+
+    profile: Annotated[str, Field(pattern=r"^[a-z0-9-]+$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")]
+    preset: str
+    dataset: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")]
+    method: Literal["random-real", "sre2l", "dwa"]
+    ipc: Count
+    network: str
+    student: str
+    stem: Literal["small", "torchvision"]
+    authors: bool
+    seed: Seed
+    seeds: Annotated[list[Seed], Field(min_length=1)]
+    device: Literal["auto", "cpu", "cuda"]
+    precision: Literal["auto", "bf16", "fp32"]
+    images: Images
+    teacher: TeacherStage
+    synthesis: SynthesisStage
+    relabel: RelabelStage
+
+
+# ---------------------------------------------------------------------------------------------- presets
+
+CIFAR = {
+    "stem": "small",
+    "images": {"side": 32},
+    "teacher": {
+        "epochs": 200,
+        "batch_size": 128,
+        "optimizer": "sgd",
+        "learning_rate": 0.1,
+        "weight_decay": 5e-4,
+        "crop": "padded",
+    },
+    "synthesis": {"iterations": 1000, "learning_rate": 0.25, "classes_per_batch": 100, "r_var": 11.0},
+    "relabel": {
+        "epochs": 400,
+        "batch_size": 128,
+        "optimizer": "adamw",
+        "learning_rate": 1e-3,
+        "weight_decay": 0.01,
+        "crop": "padded",
+        "mixing": "mixup",
+        "mixing_alpha": 0.8,
+        "temperature": 30.0,
+        "test_every": 10,
+    },
+    # SRe2L starts from noise and adjusts nothing; what else differs per data set stands in its preset.
+    "sre2l": {"initial": "noise", "adjustment": "none", "r_var": 1.0},
+    "authors": {},
+}
+
+
+def merged(base: dict, *differences: dict) -> dict:
+    """A deep copy of `base` with each of `differences` laid over it, nested mappings key by key."""
+    result = copy.deepcopy(base)
+    for difference in differences:
+        for key, value in difference.items():
+            both_nested = isinstance(value, dict) and isinstance(result.get(key), dict)
+            result[key] = merged(result[key], value) if both_nested else copy.deepcopy(value)
+    return result
+
+
+CIFAR10 = merged(
+    CIFAR,
+    {
+        "dataset": "cifar10",
+        "images": {"mean": [0.4914, 0.4822, 0.4465], "std": [0.2470, 0.2435, 0.2616]},
+        "authors": {"images": {"std_after_teacher": [0.2023, 0.1994, 0.2010]}},
+    },
+)
+CIFAR100 = merged(
+    CIFAR,
+    {"dataset": "cifar100", "images": {"mean": [0.5071, 0.4867, 0.4408], "std": [0.2675, 0.2565, 0.2761]}},
+)
+# The authors' relabelling in train mode is a matter of their CIFAR scripts only.
+for cifar in (CIFAR10, CIFAR100):
+    cifar["authors"]["relabel"] = {"teacher_batch_statistics": True}
+
+TINY_IMAGENET = {
+    "dataset": "tiny-imagenet",
+    "stem": "small",
+    "images": {"side": 64, "mean": [0.4802, 0.4481, 0.3975], "std": [0.2302, 0.2265, 0.2262]},
+    "teacher": {
+        "epochs": 100,
+        "batch_size": 256,
+        "optimizer": "sgd",
+        "learning_rate": 0.2,
+        "weight_decay": 1e-4,
+        "warmup_epochs": 5,
+        "crop": "resized",
+    },
+    "synthesis": {
+        "iterations": 2000,
+        "learning_rate": 0.1,
+        "classes_per_batch": 200,
+        "r_var": 11.0,
+        "resized_crop": True,
+    },
+    "relabel": {
+        "epochs": 200,
+        "batch_size": 64,
+        "optimizer": "sgd",
+        "learning_rate": 0.2,
+        "weight_decay": 1e-4,
+        "warmup_epochs": 5,
+        "crop": "resized",
+        "mixing": "cutmix",
+        "mixing_alpha": 1.0,
+        "temperature": 20.0,
+        "loss_times_temperature_squared": True,
+        "test_every": 1,
+    },
+    "sre2l": {
+        "initial": "noise",
+        "adjustment": "none",
+        "r_var": 1.0,
+        "r_bn": 1.0,
+        "iterations": 4000,
+        "roll": [-4, 4],
+    },
+    "authors": {},
+}
+
+IMAGENET_1K = {
+    "dataset": "imagenet-1k",
+    "stem": "torchvision",
+    "images": {"side": 224, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},
+    "teacher": {
+        "weights": "IMAGENET1K_V1",
+        # Used only where the weights are set to none: torchvision's own classic recipe for ResNets.
+        "epochs": 90,
+        "batch_size": 256,
+        "optimizer": "sgd",
+        "learning_rate": 0.1,
+        "weight_decay": 1e-4,
+        "crop": "resized",
+    },
+    "synthesis": {
+        "iterations": 2000,
+        "learning_rate": 0.25,
+        "classes_per_batch": 100,
+        "r_var": 2.0,
+        "steps": 15,
+        "resized_crop": True,
+        "roll": [0, 32],
+    },
+    "relabel": {
+        "epochs": 300,
+        "batch_size": 128,
+        "optimizer": "adamw",
+        "learning_rate": 1e-3,
+        "weight_decay": 0.01,
+        "decay_matrices_only": True,
+        "crop": "resized",
+        "mixing": "cutmix",
+        "mixing_alpha": 1.0,
+        "temperature": 20.0,
+        "test_every": 10,
+    },
+    "sre2l": {"initial": "noise", "adjustment": "none", "r_var": 1.0, "iterations": 4000},
+    "authors": {},
+}
+
+# The demo: the three recipes above on scikit-learn's handwritten digits. Only sizes differ from the
+# recipes, and all of the demo's sizes stand here.
+DIGITS_IMAGES = {"side": 16, "mean": [0.305] * 3, "std": [0.376] * 3}
+DEMO_SIZES = {
+    "digits": {
+        "images": DIGITS_IMAGES,
+        "teacher": {"epochs": 20, "crop_padding": 2},
+        "synthesis": {"iterations": 200, "classes_per_batch": 10, "roll": [0, 2]},
+        "relabel": {"epochs": 150, "crop_padding": 2, "test_every": 50},
+    },
+    "digits-tiny-imagenet-recipe": {
+        "images": {**DIGITS_IMAGES, "side": 32},
+        "teacher": {"epochs": 12, "warmup_epochs": 2},
+        "synthesis": {"iterations": 50, "classes_per_batch": 10},
+        "relabel": {"epochs": 60, "test_every": 20},
+        "sre2l": {"iterations": 100},
+    },
+    # 72 px is above the limit of data kept on the device: these images stream, as ImageNet-1K's do.
+    "digits-imagenet-1k-recipe": {
+        "images": {**DIGITS_IMAGES, "side": 72},
+        "teacher": {"epochs": 2, "weights": None},
+        "synthesis": {"iterations": 20, "classes_per_batch": 5, "roll": [0, 9]},
+        "relabel": {"epochs": 10},
+        "sre2l": {"iterations": 40},
+    },
+}
+
+PRESETS = {
+    "cifar10": CIFAR10,
+    "cifar100": CIFAR100,
+    "tiny-imagenet": TINY_IMAGENET,
+    "imagenet-1k": IMAGENET_1K,
+    **{
+        name: merged(recipe, {"dataset": "digits"}, DEMO_SIZES[name])
+        for name, recipe in {
+            "digits": CIFAR10,
+            "digits-tiny-imagenet-recipe": TINY_IMAGENET,
+            "digits-imagenet-1k-recipe": IMAGENET_1K,
+        }.items()
+    },
+}
+
+# The modifier `authors`, on top of any preset: what the authors' published code does where it departs
+# from our defaults. A preset's own "authors" entry adds what applies to its data set alone.
+AUTHORS = {
+    "synthesis": {
+        "image_gradient_after_adjustment": "added",
+        "weights_between_class_batches": "kept",
+        "storage": "jpeg",
+    },
+    "relabel": {"reported": "best"},
+}
+
+DEFAULTS = {
+    "method": "dwa",
+    "ipc": 10,
+    "network": "resnet18",
+    "authors": False,
+    "seed": 0,
+    "seeds": [0, 1, 2],
+    "device": "auto",
+    "precision": "auto",
+}
+
+
+# ----------------------------------------------------------------------------------------------- checks
+
+
+def resolve(parameters: dict) -> Setting:
+    """The full setting of `parameters`: a preset and what differs from it.
+
+    Later layers win: preset, method, modifier `authors`, then the parameters themselves.
+
+    Raises:
+        InputError: an unknown key, a wrong type or an impossible value; one line.
+    """
+    if not isinstance(parameters, dict):
+        raise InputError(f"settings: {shown(parameters)} is not a mapping of keys to values")
+    given = {key: value for key, value in parameters.items() if value is not None}
+    preset_name = given.get("preset")
+    if preset_name not in PRESETS:
+        raise InputError(f"preset: {shown(preset_name)} is not known; allowed: {', '.join(PRESETS)}")
+    preset = copy.deepcopy(PRESETS[preset_name])
+    sre2l, authors = preset.pop("sre2l"), preset.pop("authors")
+    layers = [preset, given]
+    if given.get("authors") is True:
+        layers[1:1] = [AUTHORS, authors]
+    if given.get("method") == "sre2l":
+        layers[1:1] = [{"synthesis": sre2l}]
+    values = merged(DEFAULTS, *layers)
+    values.setdefault("student", values["network"])
+    try:
+        setting = Setting.model_validate(values)
+    except ValidationError as error:
+        raise InputError(first_line_of(error)) from None
+    check_values(setting)
+    return setting
+
+
+def changed(stage: Strict) -> dict:
+    """The values of `stage` that are not its fields' defaults: what an artifact's hash is made of.
+
+    A field that comes later leaves the hashes of stored artifacts as they are; a default that changes
+    calls for a new store.FORMAT_VERSION.
+    """
+    return stage.model_dump(exclude_defaults=True)
+
+
+def shown(value) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def first_line_of(error: ValidationError) -> str:
+    """One line for the first of pydantic's errors: key, value, what is allowed."""
+    details = error.errors()[0]
+    key = ".".join(str(part) for part in details["loc"])
+    if details["type"] == "extra_forbidden":
+        *parents, _ = details["loc"]
+        model = Setting
+        for parent in parents:
+            model = model.model_fields[parent].annotation
+        return f"{key}: unknown key; allowed here: {', '.join(model.model_fields)}"
+    if details["type"] == "missing":
+        return f"{key}: missing; the settings need a value for it"
+    allowed = details["msg"][0].lower() + details["msg"][1:]
+    hint = ""
+    if details["type"] in ("float_type", "int_type") and isinstance(details["input"], str):
+        hint = " (a number in quotes is text, and so is 1e-3 in YAML: write 0.001 or 1.0e-3)"
+    return f"{key}: {shown(details['input'])} is not allowed; {allowed}{hint}"
+
+
+def check_values(setting: Setting) -> None:
+    """What the types of the fields cannot say."""
+    low, high = setting.synthesis.roll
+    if low > high:
+        raise InputError(f"synthesis.roll: {[low, high]} is not allowed; the first must not exceed the second")
+    for stage in ("teacher", "relabel"):
+        training = getattr(setting, stage)
+        if training.warmup_epochs >= training.epochs:
+            raise InputError(
+                f"{stage}.warmup_epochs: {training.warmup_epochs} is not allowed; "
+                f"must be below {stage}.epochs, {training.epochs}"
+            )
+    folder = os.environ.get("DWA_DATA")
+    if folder and not Path(folder).is_dir():
+        raise InputError(f"DWA_DATA: {folder!r} is not a folder; set it to the folder that holds the data sets")
+
+
+def from_notebook(variables: dict, cells: list[str]) -> Setting:
+    """The setting of a notebook's parameters; `variables` is its `globals()`, `cells` its `In`.
+
+    papermill writes the parameters it was given into a cell of its own and only warns of those that
+    the notebook does not know, so that cell is read here and an unknown name stops the run.
+
+    Raises:
+        InputError: as `resolve`, and for a parameter that the notebook does not know.
+    """
+    known = set(Setting.model_fields)
+    for cell in cells:
+        if cell.startswith("# Parameters"):
+            assigned = [target for node in ast.parse(cell).body for target in getattr(node, "targets", [])]
+            for target in assigned:
+                if target.id not in known:
+                    raise InputError(f"{target.id}: unknown parameter; known: {', '.join(sorted(known))}")
+    setting = resolve({key: variables[key] for key in known if key in variables})
+    # Imported here because the runner reads settings too, and must not wait seconds for torch.
+    from dwa_core import models
+
+    for key in ("network", "student"):
+        models.check_name(key, getattr(setting, key))
+    return setting
+
+
+def read(path: Path) -> dict:
+    """The parameters of the settings file at `path`; profile and name come from where it lies.
+
+    Raises:
+        InputError: the file is missing or is not a YAML mapping; one line.
+    """
+    import yaml
+
+    try:
+        parameters = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read; {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not YAML; {' '.join(str(error).split())}") from None
+    if not isinstance(parameters, dict):
+        raise InputError(f"{path}: not a YAML mapping of keys to values")
+    for key, expected in {"profile": path.parent.name, "name": path.stem}.items():
+        if parameters.get(key) != expected:
+            raise InputError(f"{key}: {shown(parameters.get(key))} is not allowed; {path} must say {expected}")
+    return parameters

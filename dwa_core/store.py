@@ -1,0 +1,187 @@
+"""Artifacts and records on disk: named by what determines them, written whole or not at all, never pickled.
+
+`artifacts/` holds what runs make. `results/artifacts/` holds copies that committed records stand on, and
+is looked at second, so that every number of a table shares one teacher.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from dwa_core.models import device_name
+
+FORMAT_VERSION = 1
+PUBLISHED_LIMIT_MB = 25
+CHECKPOINT_SECONDS = 60
+VERSIONED = ("torch", "torchvision", "datasets", "numpy", "safetensors")
+
+
+def root() -> Path:
+    """Where artifacts/, results/ and figures/ lie: $DWA_ROOT, or the repository itself."""
+    return Path(os.environ.get("DWA_ROOT", Path(__file__).resolve().parents[1]))
+
+
+def canonical_json(value) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+
+def digest(*parts) -> str:
+    """The first 10 hexadecimal digits of SHA-256 over the canonical JSON of `parts` and the format version."""
+    return hashlib.sha256(canonical_json([FORMAT_VERSION, *parts]).encode()).hexdigest()[:10]
+
+
+def fingerprint(tensors: dict[str, torch.Tensor], extra=None) -> str:
+    """SHA-256 over names, shapes, types and bytes of `tensors`, and over `extra`, which JSON can hold."""
+    sha = hashlib.sha256(canonical_json(extra).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        sha.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        sha.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return sha.hexdigest()
+
+
+def file_checksums(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file of an artifact but its record."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "record.json")
+    sums = {}
+    for path in files:
+        with path.open("rb") as stream:
+            sums[str(path.relative_to(folder))] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return sums
+
+
+# --------------------------------------------------------------------------------------------- artifacts
+
+
+def find(kind: str, name: str) -> Path | None:
+    """The folder of the finished artifact `name`, or None; `kind` is teachers, distilled or data."""
+    for base in (root() / "artifacts", root() / "results" / "artifacts"):
+        folder = base / kind / name
+        if (folder / "record.json").is_file():
+            return folder
+    return None
+
+
+@contextmanager
+def new_artifact(kind: str, name: str):
+    """A folder to fill; it gets its name when the block ends well, and vanishes when it does not."""
+    parent = root() / "artifacts" / kind
+    parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        final = parent / name
+        if not (final / "record.json").is_file():
+            shutil.rmtree(final, ignore_errors=True)
+            temporary.rename(final)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_json(path: Path, value) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
+    temporary.replace(path)
+
+
+def read_json(path: Path):
+    return json.loads(path.read_text())
+
+
+# ------------------------------------------------------------------------------------------- checkpoints
+
+
+class Checkpoint:
+    """The state of an unfinished stage: tensors and a count of what is done, written on a clock."""
+
+    def __init__(self, name: str):
+        self.path = root() / "artifacts" / "checkpoints" / f"{name}.safetensors"
+        self.saved_at = None
+
+    def load(self, device: torch.device) -> tuple[dict[str, torch.Tensor], dict] | None:
+        """Tensors on `device` and the rest of the state, or None where there is none."""
+        self.saved_at = time.monotonic()
+        if not self.path.is_file():
+            return None
+        tensors = load_file(self.path, device=str(device))
+        state = json.loads(bytes(tensors.pop("state").cpu().tolist()))
+        return tensors, state
+
+    def due(self) -> bool:
+        return time.monotonic() - self.saved_at > CHECKPOINT_SECONDS
+
+    def save(self, tensors: dict[str, torch.Tensor], state: dict) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        packed = torch.frombuffer(bytearray(canonical_json(state).encode()), dtype=torch.uint8)
+        save_file({**{k: v.detach().contiguous() for k, v in tensors.items()}, "state": packed}, temporary)
+        temporary.replace(self.path)
+        self.saved_at = time.monotonic()
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+
+# ----------------------------------------------------------------------------------------------- records
+
+
+def provenance(device: torch.device) -> dict:
+    """Where a result comes from: device, versions, code revision and whether the tree was clean, time (UTC)."""
+
+    def git(*arguments: str) -> str | None:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        answer = subprocess.run(command, capture_output=True, text=True, check=False)
+        return answer.stdout.strip() if answer.returncode == 0 else None
+
+    status = git("status", "--porcelain", "--untracked-files=no")
+    return {
+        "device": device_name(device),
+        "versions": {"python": platform.python_version()} | {n: importlib.metadata.version(n) for n in VERSIONED},
+        "revision": git("rev-parse", "HEAD"),
+        "tree_clean": status == "" if status is not None else None,
+        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def record_path(profile: str, name: str, seed: int) -> Path:
+    return root() / "results" / profile / f"{name}-seed{seed}.json"
+
+
+def publish(profile: str) -> list[Path]:
+    """Copies the artifacts that the records of `profile` stand on to results/artifacts/; returns the copies.
+
+    Sets of real images are left out: they are drawn anew from the data set in a moment, and the data
+    set is not ours to pass on.
+    """
+    copies = []
+    for path in sorted((root() / "results" / profile).glob("*-seed*.json")):
+        record = read_json(path)
+        wanted = [("teachers", record["teacher"]["artifact"])]
+        if record["setting"]["method"] != "random-real":
+            wanted.append(("distilled", record["distilled"]["artifact"]))
+        for kind, name in wanted:
+            source, target = root() / "artifacts" / kind / name, root() / "results" / "artifacts" / kind / name
+            size = sum(file.stat().st_size for file in source.rglob("*") if file.is_file())
+            if size and size <= PUBLISHED_LIMIT_MB * 1e6 and not target.exists():
+                copies.append(Path(shutil.copytree(source, target)))
+    return copies
+
+
+if __name__ == "__main__":
+    for copy in publish(sys.argv[1]):
+        print(copy)
