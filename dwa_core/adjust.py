@@ -24,7 +24,8 @@ def adjust_weights(
 
     "directed": `steps` times `theta += (rho / steps) * g / (||g|| + 1e-12)`, where g is the gradient of
     the cross-entropy of the images with respect to all parameters together, so the loss rises (the
-    directed weight adjustment of the DWA paper). "random": one step of length rho in a Gaussian direction. "none": nothing.
+    directed weight adjustment of the DWA paper). "random": one step of length rho in a Gaussian direction.
+    "none": nothing.
 
     Args:
         network: in eval mode, so that BatchNorm's running statistics do not move.

@@ -1,7 +1,5 @@
 """Relabel evaluation: a student trained from scratch on distilled images, labelled on the fly by the teacher."""
 
-import time
-
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -40,7 +38,6 @@ def evaluate(
 
     The student sees the distilled images alone; `data.test` is used for testing only.
     """
-    start = time.perf_counter()
     stage, images = setting.relabel, setting.images
     std = images.std_after_teacher or images.std
     precision = models.choose_precision(setting.precision, device)
@@ -65,7 +62,7 @@ def evaluate(
 
     identity = store.digest(
         setting.model_dump(exclude={"seeds", "device", "profile", "name"}),
-        distilled.record["artifact"],
+        distilled.artifact,
         data.fingerprint,
     )
     checkpoint = store.Checkpoint(f"student-{setting.profile}-{setting.name}-seed{setting.seed}-{identity}")
@@ -80,8 +77,8 @@ def evaluate(
         checkpoint=checkpoint,
         label=f"student {setting.seed}",
     )
-    record = make_record(setting, data, teacher, distilled, curve, precision, time.perf_counter() - start, device)
-    store.write_json(store.record_path(setting.profile, setting.name, setting.seed), record)
+    record = make_record(setting, data, teacher, distilled, curve, precision, checkpoint.seconds(), device)
+    store.write_json(setting.record_path(), record)
     checkpoint.remove()
     return record
 
@@ -92,7 +89,7 @@ def make_record(setting, data, teacher, distilled, curve, precision, seconds: fl
     best = max(entry["top1"] for entry in tested)
     last = tested[-1]["top1"]
     return {
-        "setting": setting.model_dump(exclude={"seeds"}),
+        "setting": setting.recorded(),
         "accuracy": {
             "reported": best if setting.relabel.reported == "best" else last,
             "last": last,
@@ -100,8 +97,8 @@ def make_record(setting, data, teacher, distilled, curve, precision, seconds: fl
             "top5": tested[-1]["top5"],
         },
         "curve": curve,
-        "teacher": {key: teacher.record[key] for key in ("artifact", "accuracy", "files")},
-        "distilled": {key: distilled.record[key] for key in ("artifact", "files")},
+        "teacher": {"artifact": teacher.artifact} | {key: teacher.record[key] for key in ("accuracy", "files")},
+        "distilled": {"artifact": distilled.artifact, "files": distilled.record["files"]},
         "data": {
             "fingerprint": data.fingerprint,
             "training_images": len(data.train),
@@ -111,7 +108,7 @@ def make_record(setting, data, teacher, distilled, curve, precision, seconds: fl
         "seconds": {
             "teacher": teacher.record["seconds"],
             "synthesis": distilled.record["seconds"],
-            "student": round(seconds, 1),
+            "student": seconds,
         },
         "precision": str(precision).removeprefix("torch."),
         **store.provenance(device),

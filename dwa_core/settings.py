@@ -12,13 +12,19 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-RECIPE_SOURCE = "DWA (NeurIPS 2024) and its published code; the Tiny-ImageNet teacher is SRe2L's"
-
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 ThreeChannels = Annotated[list[float], Field(min_length=3, max_length=3)]
+
+
+SETTINGS = Path(__file__).resolve().parents[1] / "settings"
+
+
+def root() -> Path:
+    """Where artifacts/, results/ and figures/ lie: $DWA_ROOT, or the repository itself."""
+    return Path(os.environ.get("DWA_ROOT", Path(__file__).resolve().parents[1]))
 
 
 class InputError(ValueError):
@@ -109,6 +115,13 @@ class Setting(Strict):
     teacher: TeacherStage
     synthesis: SynthesisStage
     relabel: RelabelStage
+
+    def record_path(self) -> Path:
+        return root() / "results" / self.profile / f"{self.name}-seed{self.seed}.json"
+
+    def recorded(self) -> dict:
+        """The setting as its record holds it: `seeds` says what else is run, not what this run is."""
+        return self.model_dump(exclude={"seeds"})
 
 
 # ---------------------------------------------------------------------------------------------- presets
@@ -260,9 +273,11 @@ DIGITS_IMAGES = {"side": 16, "mean": [0.305] * 3, "std": [0.376] * 3}
 DEMO_SIZES = {
     "digits": {
         "images": DIGITS_IMAGES,
+        # As far from the std of the teacher's training as CIFAR-10's is.
+        "authors": {"images": {"std_after_teacher": [0.308] * 3}},
         "teacher": {"epochs": 20, "crop_padding": 2},
         "synthesis": {"iterations": 200, "classes_per_batch": 10, "roll": [0, 2]},
-        "relabel": {"epochs": 150, "crop_padding": 2, "test_every": 50},
+        "relabel": {"crop_padding": 2, "test_every": 100},
     },
     "digits-tiny-imagenet-recipe": {
         "images": {**DIGITS_IMAGES, "side": 32},
@@ -274,7 +289,7 @@ DEMO_SIZES = {
     # 72 px is above the limit of data kept on the device: these images stream, as ImageNet-1K's do.
     "digits-imagenet-1k-recipe": {
         "images": {**DIGITS_IMAGES, "side": 72},
-        "teacher": {"epochs": 2, "weights": None},
+        "teacher": {"epochs": 3, "batch_size": 64, "weights": None},
         "synthesis": {"iterations": 20, "classes_per_batch": 5, "roll": [0, 9]},
         "relabel": {"epochs": 10},
         "sre2l": {"iterations": 40},
@@ -313,7 +328,7 @@ DEFAULTS = {
     "network": "resnet18",
     "authors": False,
     "seed": 0,
-    "seeds": [0, 1, 2],
+    "seeds": [0],
     "device": "auto",
     "precision": "auto",
 }
@@ -403,29 +418,49 @@ def check_values(setting: Setting) -> None:
         raise InputError(f"DWA_DATA: {folder!r} is not a folder; set it to the folder that holds the data sets")
 
 
-def from_notebook(variables: dict, cells: list[str]) -> Setting:
-    """The setting of a notebook's parameters; `variables` is its `globals()`, `cells` its `In`.
-
-    papermill writes the parameters it was given into a cell of its own and only warns of those that
-    the notebook does not know, so that cell is read here and an unknown name stops the run.
+def from_notebook(variables: dict) -> Setting:
+    """The setting of a notebook's parameters; `variables` is its `globals()`.
 
     Raises:
-        InputError: as `resolve`, and for a parameter that the notebook does not know.
+        InputError: as `resolve`, for a network that does not exist, and for a parameter that the notebook
+            does not know.
     """
-    known = set(Setting.model_fields)
-    for cell in cells:
-        if cell.startswith("# Parameters"):
-            assigned = [target for node in ast.parse(cell).body for target in getattr(node, "targets", [])]
-            for target in assigned:
-                if target.id not in known:
-                    raise InputError(f"{target.id}: unknown parameter; known: {', '.join(sorted(known))}")
-    setting = resolve({key: variables[key] for key in known if key in variables})
     # Imported here because the runner reads settings too, and must not wait seconds for torch.
     from dwa_core import models
 
+    known = set(Setting.model_fields)
+    check_parameters(variables, known)
+    setting = resolve({key: variables[key] for key in known if key in variables})
     for key in ("network", "student"):
         models.check_name(key, getattr(setting, key))
     return setting
+
+
+def check_parameters(variables: dict, known: set[str]) -> None:
+    """Raises InputError if papermill was given a parameter that is not in `known`.
+
+    papermill writes what it was given into a cell of its own and only warns of names that the notebook
+    does not use. Jupyter keeps the text of the cells that were run in the notebook's variable `In`.
+    """
+    for cell in variables["In"]:
+        if cell.startswith("# Parameters"):
+            for node in ast.parse(cell).body:
+                for target in getattr(node, "targets", []):
+                    if target.id not in known:
+                        raise InputError(f"{target.id}: unknown parameter; allowed here: {', '.join(sorted(known))}")
+
+
+def check_profile(variables: dict) -> None:
+    """The check of a table's or figure's notebook, whose one parameter is `profile`; `variables` is its `globals()`.
+
+    Raises:
+        InputError: an unknown parameter, or a profile without settings.
+    """
+    check_parameters(variables, {"profile"})
+    profile = variables["profile"]
+    profiles = sorted(path.name for path in SETTINGS.iterdir() if path.is_dir())
+    if profile not in profiles:
+        raise InputError(f"profile: {shown(profile)} is not known; allowed: {', '.join(profiles)}")
 
 
 def read(path: Path) -> dict:

@@ -15,23 +15,20 @@ import sys
 import tempfile
 import time
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
 from dwa_core.models import device_name
+from dwa_core.settings import root
 
 FORMAT_VERSION = 1
 PUBLISHED_LIMIT_MB = 25
 CHECKPOINT_SECONDS = 60
 VERSIONED = ("torch", "torchvision", "datasets", "numpy", "safetensors")
-
-
-def root() -> Path:
-    """Where artifacts/, results/ and figures/ lie: $DWA_ROOT, or the repository itself."""
-    return Path(os.environ.get("DWA_ROOT", Path(__file__).resolve().parents[1]))
 
 
 def canonical_json(value) -> str:
@@ -75,6 +72,16 @@ def find(kind: str, name: str) -> Path | None:
     return None
 
 
+def lock(kind: str, name: str) -> FileLock:
+    """Held while the artifact is made, so that runs side by side make it once; freed if its holder dies.
+
+    An advisory lock of the operating system: it needs a file system that has them, as local ones do.
+    """
+    path = root() / "artifacts" / kind / f".{name}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(path)
+
+
 @contextmanager
 def new_artifact(kind: str, name: str):
     """A folder to fill; it gets its name when the block ends well, and vanishes when it does not."""
@@ -92,6 +99,19 @@ def new_artifact(kind: str, name: str):
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def finish(folder: Path, described: dict, checkpoint: "Checkpoint", device, precision: torch.dtype, **more) -> None:
+    """Writes the record of the artifact in `folder`, the last of its files; `described` is what determines it."""
+    record = {
+        "settings": described,
+        "precision": str(precision).removeprefix("torch."),
+        "seconds": checkpoint.seconds(),
+        "files": file_checksums(folder),
+        **more,
+        **provenance(device),
+    }
+    write_json(folder / "record.json", record)
+
+
 def write_json(path: Path, value) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -107,31 +127,37 @@ def read_json(path: Path):
 
 
 class Checkpoint:
-    """The state of an unfinished stage: tensors and a count of what is done, written on a clock."""
+    """The state of an unfinished stage: tensors, what is done, and the seconds it took; written on a clock."""
 
     def __init__(self, name: str):
         self.path = root() / "artifacts" / "checkpoints" / f"{name}.safetensors"
-        self.saved_at = None
+        self.started = self.saved = time.monotonic()
+        self.earlier = 0.0
 
     def load(self, device: torch.device) -> tuple[dict[str, torch.Tensor], dict] | None:
         """Tensors on `device` and the rest of the state, or None where there is none."""
-        self.saved_at = time.monotonic()
         if not self.path.is_file():
             return None
         tensors = load_file(self.path, device=str(device))
         state = json.loads(bytes(tensors.pop("state").cpu().tolist()))
+        self.earlier = state.pop("seconds")
         return tensors, state
 
+    def seconds(self) -> float:
+        """Wall time of the stage, interrupted runs included up to their last checkpoint."""
+        return round(self.earlier + time.monotonic() - self.started, 1)
+
     def due(self) -> bool:
-        return time.monotonic() - self.saved_at > CHECKPOINT_SECONDS
+        return time.monotonic() - self.saved >= CHECKPOINT_SECONDS
 
     def save(self, tensors: dict[str, torch.Tensor], state: dict) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        packed = torch.frombuffer(bytearray(canonical_json(state).encode()), dtype=torch.uint8)
+        text = canonical_json({**state, "seconds": self.seconds()})
+        packed = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
         save_file({**{k: v.detach().contiguous() for k, v in tensors.items()}, "state": packed}, temporary)
         temporary.replace(self.path)
-        self.saved_at = time.monotonic()
+        self.saved = time.monotonic()
 
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)
@@ -154,12 +180,8 @@ def provenance(device: torch.device) -> dict:
         "versions": {"python": platform.python_version()} | {n: importlib.metadata.version(n) for n in VERSIONED},
         "revision": git("rev-parse", "HEAD"),
         "tree_clean": status == "" if status is not None else None,
-        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-
-
-def record_path(profile: str, name: str, seed: int) -> Path:
-    return root() / "results" / profile / f"{name}-seed{seed}.json"
 
 
 def publish(profile: str) -> list[Path]:

@@ -2,7 +2,7 @@
 
 import io
 import math
-import time
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from dwa_core.teacher import DIRECTION, SYNTHESIS, Teacher
 FIRST_LAYER_WEIGHT = 10.0
 ADAM = {"betas": (0.5, 0.9), "eps": 1e-8}
 JPEG_QUALITY = 75  # the authors'
+PARQUET = "train-00000-of-00001.parquet"
 
 
 # ------------------------------------------------------------------- BatchNorm statistics of the input
@@ -174,7 +175,9 @@ def synthesize(
         done, losses_of_first = found[0]["done"].cpu(), found[1]["losses"]
     chosen = draw_real(data.train, classes, setting.ipc, stage.seed) if stage.initial == "real" else None
     first = len(done) // classes
-    progress = tqdm(range(first, setting.ipc), desc="synthesis", unit="ipc", initial=first, total=setting.ipc)
+    progress = tqdm(
+        range(first, setting.ipc), desc="synthesis", unit="ipc", initial=first, total=setting.ipc, file=sys.stdout
+    )
     for index in progress:
         network = models.frozen_copy(teacher)
         made = []
@@ -226,6 +229,7 @@ class DistilledSet:
     labels: torch.Tensor
     ipc_index: torch.Tensor
     classes: list[str]
+    artifact: str
     record: dict
 
     def split(self, device: torch.device) -> Resident:
@@ -252,34 +256,29 @@ def synthesize_or_load(setting: Setting, data: ImageData, teacher: Teacher, devi
             "std": setting.images.std_after_teacher or setting.images.std,
             "stage": changed(stage),
             "precision": setting.precision,
-            "teacher": teacher.record["artifact"],
+            "teacher": teacher.artifact,
         }
     name = f"{setting.dataset}-{setting.method}-ipc{setting.ipc}-{store.digest(described)}"
-    folder = store.find("distilled", name)
-    if folder is None:
-        start = time.perf_counter()
-        checkpoint = store.Checkpoint(name)
-        if setting.method == "random-real":
-            chosen = draw_real(data.train, len(data.classes), setting.ipc, stage.seed)
-            pictures, losses = data.train.pictures(chosen.flatten()).cpu(), []
-        else:
-            pictures, losses = synthesize(setting, data, teacher.network, device, checkpoint)
-        with store.new_artifact("distilled", name) as temporary:
-            write_parquet(pictures, data.classes, temporary / "train-00000-of-00001.parquet", stage.storage)
-            (temporary / "README.md").write_text(dataset_card(setting, name))
-            record = {
-                "artifact": name,
-                "settings": described,
-                "losses_first_batch": losses,
-                "precision": str(models.choose_precision(setting.precision, device)).removeprefix("torch."),
-                "seconds": round(time.perf_counter() - start, 1),
-                "files": store.file_checksums(temporary),
-                **store.provenance(device),
-            }
-            store.write_json(temporary / "record.json", record)
-        checkpoint.remove()
-        folder = store.find("distilled", name)
-    return read_parquet(folder)
+    with store.lock("distilled", name):
+        if store.find("distilled", name) is None:
+            make(setting, data, teacher, device, name, described)
+    return read_parquet(store.find("distilled", name))
+
+
+def make(setting: Setting, data: ImageData, teacher: Teacher, device: torch.device, name: str, described: dict) -> None:
+    stage = setting.synthesis
+    checkpoint = store.Checkpoint(name)
+    if setting.method == "random-real":
+        chosen = draw_real(data.train, len(data.classes), setting.ipc, stage.seed)
+        pictures, losses = data.train.pictures(chosen.flatten()).cpu(), []
+    else:
+        pictures, losses = synthesize(setting, data, teacher.network, device, checkpoint)
+    with store.new_artifact("distilled", name) as folder:
+        write_parquet(pictures, data.classes, folder / PARQUET, stage.storage)
+        (folder / "README.md").write_text(dataset_card(setting, name))
+        precision = models.choose_precision(setting.precision, device)
+        store.finish(folder, described, checkpoint, device, precision, losses_first_batch=losses)
+    checkpoint.remove()
 
 
 def write_parquet(pictures: torch.Tensor, classes: list[str], path: Path, storage: str) -> None:
@@ -299,13 +298,14 @@ def write_parquet(pictures: torch.Tensor, classes: list[str], path: Path, storag
 
 
 def read_parquet(folder: Path) -> DistilledSet:
-    table = datasets.Dataset.from_parquet(str(folder / "train-00000-of-00001.parquet"), keep_in_memory=True)
+    table = datasets.Dataset.from_parquet(str(folder / PARQUET), keep_in_memory=True)
     pictures = np.stack([np.asarray(image.convert("RGB")) for image in table["image"]])
     return DistilledSet(
         torch.from_numpy(pictures),
         torch.tensor(table["label"][:]),
         torch.tensor(table["ipc_index"][:]),
         table.features["label"].names,
+        folder.name,
         store.read_json(folder / "record.json"),
     )
 

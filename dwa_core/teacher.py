@@ -1,7 +1,7 @@
 """The teacher (SRe2L's squeeze stage), and the training loop that students share."""
 
 import math
-import time
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,8 +21,9 @@ TEACHER, SYNTHESIS, STUDENT, DIRECTION = range(4)
 
 @dataclass(frozen=True)
 class Teacher:
-    """A trained network in eval mode without gradients, and the record of its artifact."""
+    """A trained network in eval mode without gradients, the name of its artifact, and that artifact's record."""
 
+    artifact: str
     network: nn.Module
     record: dict
 
@@ -42,52 +43,44 @@ def train_or_load(setting: Setting, data: ImageData, device: torch.device) -> Te
         "data": data.fingerprint,
     }
     name = f"{setting.dataset}-{setting.network}-{store.digest(described)}"
+    with store.lock("teachers", name):
+        if store.find("teachers", name) is None:
+            make(setting, data, device, name, described)
     folder = store.find("teachers", name)
-    if folder is None:
-        start = time.perf_counter()
-        with store.new_artifact("teachers", name) as folder:
-            network, curve = trained(setting, data, device, name)
-            save_file(as_stored(network), folder / "model.safetensors")
-            network = loaded(setting, data, device, folder)
-            precision = models.choose_precision(setting.precision, device)
-            top1, top5 = accuracy(
-                network, data.test.test_batches(setting.images.mean, setting.images.std), device, precision
-            )
-            record = {
-                "artifact": name,
-                "settings": described,
-                "accuracy": {"top1": top1, "top5": top5},
-                "curve": curve,
-                "precision": str(precision).removeprefix("torch."),
-                "seconds": round(time.perf_counter() - start, 1),
-                "files": store.file_checksums(folder),
-                **store.provenance(device),
-            }
-            store.write_json(folder / "record.json", record)
-        store.Checkpoint(name).remove()
-        folder = store.find("teachers", name)
-    return Teacher(loaded(setting, data, device, folder), store.read_json(folder / "record.json"))
+    return Teacher(name, loaded(setting, data, device, folder), store.read_json(folder / "record.json"))
 
 
-def trained(setting: Setting, data: ImageData, device: torch.device, name: str) -> tuple[nn.Module, list[dict]]:
+def make(setting: Setting, data: ImageData, device: torch.device, name: str, described: dict) -> None:
     stage, images = setting.teacher, setting.images
+    precision = models.choose_precision(setting.precision, device)
+    checkpoint = store.Checkpoint(name)
+
+    def test_batches():
+        return data.test.test_batches(images.mean, images.std)
+
     if stage.weights is not None:
-        network = models.published(setting.network, stage.weights, len(data.classes))
-        return models.on_device(network, device).eval(), []
-    network = models.build(setting.network, len(data.classes), setting.stem, images.side, stage.seed)
-    network = models.on_device(network, device)
-    curve = fit(
-        network,
-        stage,
-        batches=lambda epoch: data.train.train_batches(stage, images.mean, images.std, TEACHER, stage.seed, epoch),
-        batch_loss=lambda epoch: lambda inputs, labels: F.cross_entropy(network(inputs).float(), labels),
-        test_batches=lambda: data.test.test_batches(images.mean, images.std),
-        device=device,
-        precision=models.choose_precision(setting.precision, device),
-        checkpoint=store.Checkpoint(name),
-        label="teacher",
-    )
-    return network.eval(), curve
+        network = models.on_device(models.published(setting.network, stage.weights, len(data.classes)), device)
+        curve = []
+    else:
+        network = models.build(setting.network, len(data.classes), setting.stem, images.side, stage.seed)
+        network = models.on_device(network, device)
+        curve = fit(
+            network,
+            stage,
+            batches=lambda epoch: data.train.train_batches(stage, images.mean, images.std, TEACHER, stage.seed, epoch),
+            batch_loss=lambda epoch: lambda inputs, labels: F.cross_entropy(network(inputs).float(), labels),
+            test_batches=test_batches,
+            device=device,
+            precision=precision,
+            checkpoint=checkpoint,
+            label="teacher",
+        )
+    with store.new_artifact("teachers", name) as folder:
+        save_file(as_stored(network), folder / "model.safetensors")
+        top1, top5 = accuracy(loaded(setting, data, device, folder), test_batches(), device, precision)
+        tested = {"accuracy": {"top1": top1, "top5": top5}, "curve": curve}
+        store.finish(folder, described, checkpoint, device, precision, **tested)
+    checkpoint.remove()
 
 
 def as_stored(network: nn.Module) -> dict[str, torch.Tensor]:
@@ -165,7 +158,9 @@ def fit(
         tensors, state = found
         curve, first = state["curve"], len(state["curve"])
         unpack(tensors, network, optimizer)
-    progress = tqdm(range(first, stage.epochs), desc=label, unit="epoch", initial=first, total=stage.epochs)
+    progress = tqdm(
+        range(first, stage.epochs), desc=label, unit="epoch", initial=first, total=stage.epochs, file=sys.stdout
+    )
     for epoch in progress:
         rate = learning_rate(stage, epoch)
         for group in optimizer.param_groups:

@@ -1,0 +1,305 @@
+"""From records to tables and figures: nothing here computes a result, and a cell that was never run stays empty."""
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+import torch
+from matplotlib.figure import Figure
+
+from dwa_core import data, settings, store, synthesize
+
+PUBLISHED = Path(__file__).parent / "published" / "published_results.csv"
+METHODS = {"random-real": "random real", "sre2l": "SRe2L", "dwa": "DWA"}
+# Shades that stay apart in black and white, from light to dark.
+COLOURS = {"random-real": "#d9d9d9", "sre2l": "#74a9cf", "dwa": "#034e7b"}
+# Training and test images of each data set in full, to tell when a copy lacks some.
+IMAGES_IN_FULL = {
+    "cifar10": (50_000, 10_000),
+    "cifar100": (50_000, 10_000),
+    "tiny-imagenet": (100_000, 10_000),
+    "imagenet-1k": (1_281_167, 50_000),
+}
+CELL = ["data set", "ipc", "student", "method"]
+
+
+def published() -> pd.DataFrame:
+    """Numbers in print, with data sets, networks and methods named as in our settings; accuracy in percent."""
+    frame = pd.read_csv(PUBLISHED)
+    frame["network"] = frame["network"].str.lower().str.replace("resnet-", "resnet")
+    ours = {shown.lower(): name for name, shown in METHODS.items()}
+    frame["method"] = [ours.get(method.lower(), method) for method in frame["method"]]
+    return frame
+
+
+def read_records(profile: str) -> list[dict]:
+    """Every record of `profile`, in the order of their names."""
+    return [store.read_json(path) for path in sorted((settings.root() / "results" / profile).glob("*-seed*.json"))]
+
+
+def dataset_label(setting: dict) -> str:
+    """The data set, and the recipe where it is another's."""
+    dataset, preset = setting["dataset"], setting["preset"]
+    return dataset if dataset == preset else f"{dataset} ({preset.removeprefix(dataset + '-')})"
+
+
+def accuracies(records: list[dict]) -> pd.DataFrame:
+    """One row per record: the table's cell, `authors`, seed, reported accuracy and the teacher's, in percent."""
+    rows = []
+    for record in records:
+        setting = record["setting"]
+        rows.append(
+            {
+                "data set": dataset_label(setting),
+                "ipc": setting["ipc"],
+                "student": setting["student"],
+                "method": setting["method"],
+                "authors": setting["authors"],
+                "seed": setting["seed"],
+                "accuracy": record["accuracy"]["reported"],
+                "teacher": record["teacher"]["accuracy"]["top1"],
+            }
+        )
+    return pd.DataFrame(rows, columns=[*CELL, "authors", "seed", "accuracy", "teacher"])
+
+
+def accuracy_table(records: list[dict], table: int | None = None) -> pd.DataFrame:
+    """One row per cell, with print beside ours; mean and standard deviation (n - 1) over student seeds, in percent.
+
+    Print is compared with runs under the authors' switches; the defaults have columns of their own.
+
+    Args:
+        records: as `read_records` returns them.
+        table: the printed table whose rows join ours; None joins every printed row of a data set, ipc and
+            student that a record has.
+    """
+    runs = accuracies(records)
+    columns = []
+    for authors, label in ((True, "authors"), (False, "ours")):
+        group = runs[runs["authors"] == authors].groupby(CELL)["accuracy"]
+        columns.append(group.agg(["mean", "std", "count"]).add_prefix(f"{label} "))
+    frame = pd.concat([*columns, runs.groupby(CELL)["teacher"].mean()], axis=1)
+    printed = published().rename(columns={"dataset": "data set", "network": "student"})
+    if table is None:
+        keys = set(zip(runs["data set"], runs["ipc"], runs["student"], strict=True))
+        inside = [key in keys for key in zip(printed["data set"], printed["ipc"], printed["student"], strict=True)]
+        printed = printed[inside]
+    else:
+        printed = printed[printed["table"] == table]
+    printed = printed.set_index(CELL)[["top1_mean", "top1_std"]].set_axis(["print mean", "print std"], axis=1)
+    frame = printed.join(frame, how="outer").reset_index()
+    frame["difference"] = (frame["authors mean"] - frame["print mean"]).round(2)
+    frame["of ours"] = frame["method"].isin(METHODS)
+    order = {name: rank for rank, name in enumerate(METHODS)}
+    frame["rank"] = frame["method"].map(order)
+    return frame.sort_values(["data set", "ipc", "student", "of ours", "rank", "method"]).drop(
+        columns=["of ours", "rank"]
+    )
+
+
+def markdown(frame: pd.DataFrame) -> str:
+    """`accuracy_table`'s frame as Markdown: mean ± standard deviation, empty where nothing was run."""
+
+    def cell(row, label):
+        mean, std = row[f"{label} mean"], row[f"{label} std"]
+        if pd.isna(mean):
+            return ""
+        if label != "print" and row[f"{label} count"] == 1:
+            return f"{mean:.1f} (1 seed)"
+        seeds = "" if label == "print" or row[f"{label} count"] == 3 else f" ({row[f'{label} count']:.0f} seeds)"
+        return f"{mean:.1f} ± {std:.1f}{seeds}"
+
+    shown = pd.DataFrame(
+        [
+            {
+                "data set": row["data set"],
+                "ipc": row["ipc"],
+                "student": row["student"],
+                "method": METHODS.get(row["method"], f"{row['method']} (quoted)"),
+                "print": cell(row, "print"),
+                "ours, authors' switches": cell(row, "authors"),
+                "difference": "" if pd.isna(row["difference"]) else f"{row['difference']:+.1f}",
+                "ours, defaults": cell(row, "ours"),
+                "teacher": "" if pd.isna(row["teacher"]) else f"{row['teacher']:.1f}",
+            }
+            for _, row in frame.iterrows()
+        ]
+    )
+    return shown.to_markdown(index=False, disable_numparse=True)
+
+
+def notes(records: list[dict]) -> list[str]:
+    """What a reader must know beside the numbers: data that lack images, and what differs from the presets."""
+    lines = set()
+    for record in records:
+        setting, images = record["setting"], record["data"]
+        used = images["training_images"], images["test_images"]
+        full = IMAGES_IN_FULL.get(setting["dataset"], used)
+        text = f"{setting['dataset']}: trained on {used[0]:,} and tested on {used[1]:,} images"
+        if used != full:
+            missing = sum(full) - sum(used)
+            text += f"; this copy of the data lacks {missing:,} images of the official {full[0]:,} and {full[1]:,}"
+        lines.add(text + ".")
+        if setting["preset"] in settings.DEMO_SIZES and setting["preset"] != setting["dataset"]:
+            lines.add(
+                f"{dataset_label(setting)}: cut to seconds, to run this recipe's code; its accuracy says nothing."
+            )
+        base = settings.resolve(
+            {
+                key: setting[key]
+                for key in ("profile", "name", "preset", "dataset", "method", "ipc", "network", "authors")
+            }
+        ).model_dump()
+        for stage in ("images", "teacher", "synthesis", "relabel"):
+            for key, value in setting[stage].items():
+                # How often a student is tested changes no accuracy of the last epoch.
+                if value != base[stage][key] and key != "test_every":
+                    lines.add(
+                        f"{dataset_label(setting)}, {setting['network']}: {stage}.{key} is {value}; "
+                        f"the preset has {base[stage][key]}."
+                    )
+    return sorted(lines)
+
+
+def missing(profile: str) -> list[str]:
+    """The commands that make the records which the settings of `profile` ask for and which are not there yet."""
+    commands = []
+    for path in sorted((settings.SETTINGS / profile).glob("*.yaml")):
+        parameters = settings.read(path)
+        for seed in parameters.get("seeds", [0]):
+            record = settings.resolve({**parameters, "seed": seed}).record_path()
+            if not record.is_file():
+                commands.append(f"make results/{profile}/{record.name}")
+    return commands
+
+
+def write_table(frame: pd.DataFrame, title: str, caption: str, records: list[dict], profile: str, name: str) -> Path:
+    """Writes results/<profile>/<name>.csv and .md (title, caption, table, notes); returns the path of the .md."""
+    folder = settings.root() / "results" / profile
+    folder.mkdir(parents=True, exist_ok=True)
+    frame.round(4).to_csv(folder / f"{name}.csv", index=False)
+    text = [f"# {title}", "", caption, "", markdown(frame), "", *[f"- {line}" for line in notes(records)]]
+    (folder / f"{name}.md").write_text("\n".join(text) + "\n")
+    return folder / f"{name}.md"
+
+
+# ------------------------------------------------------------------------------------------------- figures
+
+
+def use_style() -> None:
+    """One look for all figures: light grid, embedded fonts, text that stays text in SVG."""
+    sns.set_theme(context="notebook", style="whitegrid", font="DejaVu Sans")
+    plt.rcParams.update({"svg.fonttype": "none", "savefig.bbox": "tight", "figure.constrained_layout.use": True})
+    # The same figure gives the same file, byte for byte.
+    plt.rcParams["svg.hashsalt"] = "dwa"
+
+
+def save_figure(figure: Figure, profile: str, name: str) -> Path:
+    """Writes figures/<profile>/<name>.svg and .png; returns the path of the .svg."""
+    folder = settings.root() / "figures" / profile
+    folder.mkdir(parents=True, exist_ok=True)
+    figure.savefig(folder / f"{name}.png", dpi=150)
+    figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+    return folder / f"{name}.svg"
+
+
+def show_pictures(axis, pictures_uint8, label: str) -> None:
+    """A row of images (N, H, W, 3) side by side on `axis`, with `label` at its left."""
+    count, height, width, _ = pictures_uint8.shape
+    row = pictures_uint8.permute(1, 0, 2, 3).reshape(height, count * width, 3)
+    axis.imshow(row, interpolation="nearest")
+    axis.set(xticks=[], yticks=[])
+    axis.set_ylabel(label, rotation=0, ha="right", va="center")
+    axis.grid(False)
+    sns.despine(ax=axis, left=True, bottom=True)
+
+
+def group_label(setting: dict) -> str:
+    """What the methods compared in one group have in common."""
+    switches = "\nauthors' switches" if setting["authors"] else ""
+    return f"{dataset_label(setting)}\nipc {setting['ipc']}, {setting['student']}{switches}"
+
+
+def accuracy_bars(records: list[dict]) -> Figure:
+    """Horizontal bars of mean accuracy by method, a dot per student seed, a diamond for the number in print."""
+    runs = accuracies(records)
+    runs["group"] = [group_label(record["setting"]) for record in records]
+    groups = list(dict.fromkeys(runs["group"]))
+    printed = published().set_index(["dataset", "ipc", "network", "method"])["top1_mean"]
+    height = 0.8 / len(METHODS)
+    figure, axis = plt.subplots(figsize=(8, 1 + 1.1 * len(groups)))
+    for rank, method in enumerate(METHODS):
+        chosen = runs[runs["method"] == method]
+        means = chosen.groupby("group")["accuracy"].mean()
+        places = np.array([groups.index(group) for group in means.index]) + (rank - 1) * height
+        axis.barh(places, means, 0.9 * height, color=COLOURS[method], edgecolor="black", label=METHODS[method])
+        dots = [groups.index(group) + (rank - 1) * height for group in chosen["group"]]
+        axis.scatter(chosen["accuracy"], dots, s=14, color="white", edgecolor="black", zorder=3)
+        cells = chosen.drop_duplicates("group").set_index("group")
+        for group, place in zip(means.index, places, strict=True):
+            key = tuple(cells.loc[group, CELL])
+            # Print is compared with runs under the authors' switches alone.
+            if key in printed.index and cells.loc[group, "authors"]:
+                axis.scatter(printed[key], place, marker="D", s=40, color="black", zorder=4)
+    axis.scatter([], [], s=14, color="white", edgecolor="black", label="one student")
+    axis.scatter([], [], marker="D", s=40, color="black", label="in print")
+    axis.set(yticks=range(len(groups)), yticklabels=groups, xlim=(0, 100), xlabel="test accuracy, %")
+    axis.invert_yaxis()
+    axis.grid(axis="y", visible=False)
+    axis.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    return figure
+
+
+def distilled_once(records: list[dict]) -> list[dict]:
+    """The first record of each synthesised set, in the order of data set, ipc and method."""
+    once = {record["distilled"]["artifact"]: record for record in reversed(records)}
+    chosen = [record for record in once.values() if record["setting"]["method"] != "random-real"]
+    return sorted(chosen, key=lambda record: (group_label(record["setting"]), record["setting"]["method"]))
+
+
+def loss_curves(records: list[dict]) -> Figure:
+    """Cross-entropy (left) and BatchNorm terms (right) of the first batch over the iterations, a row per group."""
+    chosen = distilled_once(records)
+    groups = list(dict.fromkeys(group_label(record["setting"]) for record in chosen))
+    figure, axes = plt.subplots(len(groups), 2, figsize=(9, 0.5 + 2.3 * len(groups)), squeeze=False)
+    for record in chosen:
+        setting = record["setting"]
+        losses = store.read_json(store.find("distilled", record["distilled"]["artifact"]) / "record.json")
+        curves = np.array(losses["losses_first_batch"])
+        row = axes[groups.index(group_label(setting))]
+        style = "-" if setting["method"] == "dwa" else "--"
+        label = f"{METHODS[setting['method']]}, r_var {setting['synthesis']['r_var']:g}"
+        for axis, column, name in ((row[0], 0, "cross-entropy"), (row[1], 1, "BatchNorm terms")):
+            axis.plot(np.arange(1, len(curves) + 1), curves[:, column], style, color="black", lw=1, label=label)
+            axis.set(yscale="log", xlabel="iteration", ylabel=name)
+        row[1].legend(frameon=False)
+    for row, group in zip(axes, groups, strict=True):
+        row[0].set_title(group.replace("\n", ", "), loc="left", fontsize="medium")
+    return figure
+
+
+def gallery(records: list[dict]) -> Figure:
+    """Image index 0 of up to ten classes of each distilled set, under the real images that it started from."""
+    chosen = distilled_once(records)
+    rows = []
+    for record in chosen:
+        setting = settings.Setting.model_validate({**record["setting"], "seeds": [0]})
+        folder = store.find("distilled", record["distilled"]["artifact"])
+        distilled = synthesize.read_parquet(folder)
+        first = (distilled.ipc_index == 0) & (distilled.labels < 10)
+        if setting.synthesis.initial == "real":
+            real = data.load(setting.dataset, setting.images, torch.device("cpu"))
+            indices = data.draw_real(real.train, len(real.classes), setting.ipc, setting.synthesis.seed)
+            rows.append((record, "initial", real.train.pictures(indices[0, :10])))
+        rows.append((record, METHODS[setting.method], distilled.images_uint8[first]))
+    figure, axes = plt.subplots(len(rows), figsize=(8, 1.0 * len(rows)), squeeze=False)
+    titled = None
+    for axis, (record, label, pictures) in zip(axes[:, 0], rows, strict=True):
+        show_pictures(axis, pictures, label)
+        group = group_label(record["setting"])
+        if group != titled:
+            axis.set_title(group.replace("\n", ", "), loc="left", fontsize="medium")
+            titled = group
+    return figure

@@ -1,0 +1,94 @@
+"""Fixtures for every test file: a root of its own for each test, digits at 16 px, and a teacher trained once."""
+
+from contextlib import contextmanager
+
+import datasets
+import pytest
+import torch
+
+from dwa_core import data, settings, teacher
+
+# Networks as small as these run no faster on several threads, and far slower where cores are busy.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def datasets_cache(tmp_path_factory):
+    """The library `datasets` copies every Parquet file that it opens; keep the copies out of the home folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets-cache"))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def own_root(tmp_path, monkeypatch):
+    """Artifacts and results of a test go to a folder of its own, and no local data is found by accident."""
+    root = tmp_path / "root"
+    monkeypatch.setenv("DWA_ROOT", str(root))
+    monkeypatch.delenv("DWA_DATA", raising=False)
+    return root
+
+
+@pytest.fixture(scope="session")
+def cpu():
+    return torch.device("cpu")
+
+
+def resolve_tiny(**differences) -> settings.Setting:
+    # fp32 because "auto" takes bf16 on some CPUs, where small differences would vanish in the rounding.
+    tiny = {
+        "preset": "digits",
+        "profile": "test",
+        "name": "tiny",
+        "network": "convnet-16",
+        "ipc": 1,
+        "device": "cpu",
+        "precision": "fp32",
+        "teacher": {"epochs": 4, "batch_size": 48},
+        "synthesis": {"iterations": 4},
+        "relabel": {"epochs": 3, "test_every": 1},
+    }
+    return settings.resolve(settings.merged(tiny, differences))
+
+
+@pytest.fixture(scope="session")
+def tiny_setting():
+    """A function that returns the tiny setting with what differs laid over it."""
+    return resolve_tiny
+
+
+@pytest.fixture(scope="session")
+def shared_root(tmp_path_factory):
+    """Where the shared teacher is stored; a test that wants to find it there sets DWA_ROOT to it."""
+    return tmp_path_factory.mktemp("shared-root")
+
+
+@pytest.fixture(scope="session")
+def digits(shared_root, cpu):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DWA_ROOT", str(shared_root))
+        return data.load("digits", resolve_tiny().images, cpu)
+
+
+@pytest.fixture(scope="session")
+def tiny_teacher(shared_root, digits, cpu):
+    """The teacher of the tiny setting; differences in synthesis and relabel leave it the same."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DWA_ROOT", str(shared_root))
+        return teacher.train_or_load(resolve_tiny(), digits, cpu)
+
+
+@pytest.fixture(scope="session")
+def refused():
+    """A context whose body must raise InputError, with one line that holds each of the given texts."""
+
+    @contextmanager
+    def check(*texts: str):
+        with pytest.raises(settings.InputError) as caught:
+            yield
+        message = str(caught.value)
+        assert len(message.splitlines()) == 1, message
+        for text in texts:
+            assert text in message
+
+    return check

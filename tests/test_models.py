@@ -1,0 +1,122 @@
+"""Networks: their sizes and shapes, weights by seed alone, names, devices and precision."""
+
+import pytest
+import torch
+from torch import nn
+
+from dwa_core import models
+
+
+def weights(network: nn.Module) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("resnet18", 11_689_512), ("resnet34", 21_797_672), ("resnet50", 25_557_032), ("resnet101", 44_549_160)],
+)
+def test_torchvision_stem_gives_torchvisions_own_network(name, count):
+    with torch.device("meta"):  # shapes without numbers, which would take a second each
+        network = models.build(name, 1000, "torchvision", 224, seed=0)
+        assert sum(parameter.numel() for parameter in network.parameters()) == count
+        assert network(torch.empty(2, 3, 224, 224)).shape == (2, 1000)
+        features = nn.Sequential(*list(network.children())[:-2])
+        assert features(torch.empty(2, 3, 224, 224)).shape[2:] == (7, 7)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "resnet101"])
+def test_small_stem_keeps_the_side_of_a_small_image(name):
+    with torch.device("meta"):
+        network = models.build(name, 10, "small", 32, seed=0)
+        images = torch.empty(2, 3, 32, 32)
+        assert network(images).shape == (2, 10)
+        children = dict(network.named_children())
+        stem = nn.Sequential(*[children[key] for key in ("conv1", "bn1", "relu", "maxpool")])
+        assert stem(images).shape == (2, 64, 32, 32)
+        features = nn.Sequential(*list(network.children())[:-2])
+        assert features(images).shape[2:] == (4, 4)
+
+
+@pytest.mark.parametrize(("width", "side"), [(128, 32), (16, 16), (8, 64), (8, 20)])
+def test_convnet_has_three_blocks_and_one_linear_layer(width, side):
+    network = models.build(f"convnet-{width}", 7, "small", side, seed=0)
+    assert network(torch.zeros(2, 3, side, side)).shape == (2, 7)
+    convolutions = (3 * 9 + 1) * width + 2 * (width * 9 + 1) * width
+    batchnorms = 3 * 2 * width
+    linear = (width * (side // 8) ** 2 + 1) * 7
+    assert weights(network).numel() == convolutions + batchnorms + linear
+
+
+@pytest.mark.parametrize("name", ["convnet-8", "resnet18"])
+def test_weights_depend_on_the_seed_alone_and_leave_the_global_state_alone(name):
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    first = weights(models.build(name, 10, "small", 16, seed=0))
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(2)
+    assert torch.equal(weights(models.build(name, 10, "small", 16, seed=0)), first)
+    assert not torch.equal(weights(models.build(name, 10, "small", 16, seed=1)), first)
+
+
+@pytest.mark.parametrize("name", ["resnet19", "ResNet18", "convnet-0", "convnet-", "convnet-1.5", "", "xresnet18"])
+def test_unknown_network_is_refused(name, refused):
+    with refused("network", repr(name), "convnet-WIDTH", "resnet101"):
+        models.build(name, 10, "small", 32, seed=0)
+
+
+@pytest.mark.parametrize(("name", "weights_name"), [("resnet18", "IMAGENET1K_V9"), ("convnet-128", "IMAGENET1K_V1")])
+def test_unknown_published_weights_are_refused(name, weights_name, refused):
+    with refused("teacher.weights", repr(weights_name), name):
+        models.published(name, weights_name, 1000)
+
+
+def test_published_weights_of_other_classes_are_refused(monkeypatch, refused):
+    monkeypatch.setattr("torchvision.models.get_model", lambda *_, **__: nn.Sequential(nn.Linear(4, 1000)))
+    with refused("teacher.weights", "1000 classes", "has 10"):
+        models.published("resnet18", "IMAGENET1K_V1", 10)
+
+
+def test_published_weights_that_cannot_be_downloaded_are_refused(monkeypatch, refused):
+    def unreachable(*_, **__):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("torchvision.models.get_model", unreachable)
+    with refused("teacher.weights", "cannot be downloaded", "no route to host"):
+        models.published("resnet18", "IMAGENET1K_V1", 1000)
+
+
+def test_auto_takes_bf16_only_where_the_device_computes_in_it(monkeypatch, cpu):
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": True})
+    assert models.choose_precision("auto", cpu) is torch.bfloat16
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx2": True})
+    assert models.choose_precision("auto", cpu) is torch.float32
+    assert models.choose_precision("bf16", cpu) is torch.bfloat16
+    assert models.choose_precision("fp32", cpu) is torch.float32
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float32])
+def test_network_computes_in_the_chosen_precision_and_keeps_its_weights(precision, cpu):
+    network = models.build("convnet-8", 10, "small", 16, seed=0)
+    with models.autocast(cpu, precision):
+        assert network(torch.zeros(1, 3, 16, 16)).dtype is precision
+    assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
+
+
+def test_frozen_copy_shares_nothing_with_the_network():
+    network = models.build("convnet-8", 10, "small", 16, seed=0).train()
+    twin = models.frozen_copy(network)
+    assert not any(layer.training for layer in twin.modules())
+    assert not any(parameter.requires_grad for parameter in twin.parameters())
+    before = weights(network)
+    for parameter in twin.parameters():
+        parameter.add_(1)
+    assert torch.equal(weights(network), before)
+    assert network.training
+    assert all(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_auto_takes_the_gpu_where_there_is_one(monkeypatch):
+    for available, expected in ((True, "cuda"), (False, "cpu")):
+        monkeypatch.setattr("torch.cuda.is_available", lambda available=available: available)
+        assert models.choose_device("auto").type == expected
+        assert models.choose_device("cpu").type == "cpu"

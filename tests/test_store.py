@@ -1,0 +1,235 @@
+"""Store: names from content, artifacts whole or not at all, checkpoints, and nothing that runs code when read."""
+
+import ast
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import dwa_core
+from dwa_core import store
+
+
+def make_artifact(kind: str, name: str, content: str = "content") -> Path:
+    with store.new_artifact(kind, name) as folder:
+        (folder / "file.txt").write_text(content)
+        store.write_json(folder / "record.json", {"name": name})
+    return store.find(kind, name)
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+# ---------------------------------------------------------------------------------------------------- names
+
+
+def test_digest_is_ten_hexadecimal_digits_whatever_the_order_of_keys():
+    first = store.digest({"a": 1, "b": {"c": [1, 2], "d": None}})
+    assert first == store.digest({"b": {"d": None, "c": [1, 2]}, "a": 1})
+    assert len(first) == 10
+    assert int(first, 16) >= 0
+
+
+def test_digest_changes_with_every_value_and_with_the_format_version(monkeypatch):
+    values = [
+        {"a": 1},
+        {"a": 2},
+        {"a": 1.5},
+        {"a": "1"},
+        {"a": True},
+        {"a": None},
+        {"b": 1},
+        {},
+        {"a": [1]},
+        {"a": {"b": 1}},
+    ]
+    digests = {store.digest(value) for value in values} | {store.digest({"a": 1}, {}), store.digest({}, {"a": 1})}
+    assert len(digests) == len(values) + 2
+    monkeypatch.setattr(store, "FORMAT_VERSION", store.FORMAT_VERSION + 1)
+    assert store.digest({"a": 1}) not in digests
+
+
+def test_fingerprint_sees_names_shapes_types_and_bytes():
+    tensor = torch.arange(6, dtype=torch.uint8)
+    different = [
+        {"a": tensor},
+        {"b": tensor},
+        {"a": tensor.view(2, 3)},
+        {"a": tensor.to(torch.int8)},
+        {"a": tensor.flip(0)},
+        {"a": tensor, "b": tensor},
+    ]
+    assert len({store.fingerprint(tensors) for tensors in different}) == len(different)
+    assert store.fingerprint({"a": tensor}, ["class"]) != store.fingerprint({"a": tensor})
+    square = torch.arange(6, dtype=torch.uint8).view(2, 3)
+    strided = square.t().contiguous().t()
+    assert store.fingerprint({"a": strided}) == store.fingerprint({"a": square})
+
+
+# ------------------------------------------------------------------------------------------------- artifacts
+
+
+def test_new_artifact_appears_whole_under_its_name(own_root):
+    with store.new_artifact("teachers", "one") as folder:
+        (folder / "file.txt").write_text("content")
+        store.write_json(folder / "record.json", {})
+        assert store.find("teachers", "one") is None
+    found = store.find("teachers", "one")
+    assert found == own_root / "artifacts" / "teachers" / "one"
+    assert [path.name for path in files(found)] == ["file.txt", "record.json"]
+    assert [path.name for path in found.parent.iterdir()] == ["one"]
+    assert found.stat().st_mode & 0o777 == 0o755
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_new_artifact_leaves_nothing_behind_when_its_block_raises(error, own_root):
+    def broken():
+        with store.new_artifact("teachers", "one") as folder:
+            store.write_json(folder / "record.json", {})
+            raise error("stopped")
+
+    with pytest.raises(error, match="stopped"):
+        broken()
+    assert store.find("teachers", "one") is None
+    assert files(own_root) == []
+
+
+def test_finished_artifact_is_not_overwritten():
+    first = make_artifact("teachers", "one", "first")
+    assert make_artifact("teachers", "one", "second") == first
+    assert (first / "file.txt").read_text() == "first"
+    assert [path.name for path in first.parent.iterdir()] == ["one"]
+
+
+def test_folder_without_a_record_is_unfinished_and_replaced(own_root):
+    unfinished = own_root / "artifacts" / "teachers" / "one"
+    unfinished.mkdir(parents=True)
+    (unfinished / "part.txt").write_text("half")
+    assert store.find("teachers", "one") is None
+    assert [path.name for path in files(make_artifact("teachers", "one"))] == ["file.txt", "record.json"]
+
+
+def test_artifacts_are_found_before_published_copies(own_root):
+    published = own_root / "results" / "artifacts" / "teachers" / "one"
+    store.write_json(published / "record.json", {})
+    assert store.find("teachers", "one") == published
+    assert store.find("distilled", "one") is None
+    assert store.find("teachers", "two") is None
+    assert make_artifact("teachers", "one") == own_root / "artifacts" / "teachers" / "one"
+
+
+def test_file_checksums_change_with_the_content_and_leave_the_record_out(own_root):
+    folder = make_artifact("teachers", "one", "content")
+    sums = store.file_checksums(folder)
+    # printf content | sha256sum
+    assert sums == {"file.txt": "ed7002b439e9ac845f22357d822bac1444730fbdb6016d3ec9432297b9ec9f73"}
+
+
+# -------------------------------------------------------------------------------------------------- JSON
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "folder" / "record.json"
+    store.write_json(path, {"b": [1.5, None], "a": "text"})
+    assert store.read_json(path) == {"b": [1.5, None], "a": "text"}
+    with pytest.raises(TypeError):
+        store.write_json(path, {"a": object()})
+    assert json.loads(path.read_text()) == {"b": [1.5, None], "a": "text"}
+    store.write_json(path, {"a": 2})
+    assert store.read_json(path) == {"a": 2}
+    assert [file.name for file in path.parent.iterdir()] == ["record.json"]
+
+
+# ---------------------------------------------------------------------------------------------- checkpoints
+
+
+def test_checkpoint_returns_what_was_saved(own_root, cpu):
+    checkpoint = store.Checkpoint("stage")
+    assert checkpoint.load(cpu) is None
+    square = torch.randn(2, 3, 4, 4).contiguous(memory_format=torch.channels_last)
+    tensors = {"square": square, "half": torch.tensor(0.1).half(), "step": torch.tensor(3), "none": torch.empty(0, 2)}
+    curve = [{"loss": 0.1 + 0.2, "top1": 97.4}]
+    checkpoint.save(tensors, {"curve": curve})
+    found, state = store.Checkpoint("stage").load(cpu)
+    assert found.keys() == tensors.keys()
+    for name, value in tensors.items():
+        assert torch.equal(found[name], value)
+        assert found[name].dtype is value.dtype
+    assert state["curve"] == curve
+    assert store.Checkpoint("other").load(cpu) is None
+    assert [path.suffix for path in files(own_root)] == [".safetensors"]
+    checkpoint.remove()
+    checkpoint.remove()
+    assert files(own_root) == []
+
+
+def test_checkpoint_is_due_by_the_clock(monkeypatch, cpu):
+    now = [1000.0]
+    monkeypatch.setattr(store.time, "monotonic", lambda: now[0])
+    checkpoint = store.Checkpoint("stage")
+    checkpoint.load(cpu)
+    assert not checkpoint.due()
+    now[0] += store.CHECKPOINT_SECONDS + 1
+    assert checkpoint.due()
+    checkpoint.save({}, {})
+    assert not checkpoint.due()
+
+
+# ----------------------------------------------------------------------------------------------- publishing
+
+
+def write_record(root: Path, seed: int, method: str, teacher: str, distilled: str) -> None:
+    record = {"setting": {"method": method}, "teacher": {"artifact": teacher}, "distilled": {"artifact": distilled}}
+    store.write_json(root / "results" / "lite" / f"{method}-seed{seed}.json", record)
+
+
+def test_publish_copies_what_records_stand_on_but_no_real_images(own_root):
+    for kind, name in [
+        ("teachers", "used"),
+        ("teachers", "unused"),
+        ("distilled", "dwa"),
+        ("distilled", "random"),
+        ("distilled", "unused"),
+    ]:
+        make_artifact(kind, name)
+    for seed in range(2):
+        write_record(own_root, seed, "dwa", "used", "dwa")
+    write_record(own_root, 0, "random-real", "used", "random")
+    # An artifact that lies nowhere, as after a clean-up, is no reason to stop.
+    write_record(own_root, 0, "sre2l", "gone", "gone")
+    published = own_root / "results" / "artifacts"
+    assert sorted(store.publish("lite")) == [published / "distilled" / "dwa", published / "teachers" / "used"]
+    assert [str(path.relative_to(published)) for path in files(published)] == [
+        "distilled/dwa/file.txt",
+        "distilled/dwa/record.json",
+        "teachers/used/file.txt",
+        "teachers/used/record.json",
+    ]
+    assert store.publish("lite") == []
+
+
+def test_publish_leaves_out_what_is_too_large(own_root, monkeypatch):
+    make_artifact("teachers", "large", "x" * 2000)
+    make_artifact("distilled", "small")
+    write_record(own_root, 0, "dwa", "large", "small")
+    monkeypatch.setattr(store, "PUBLISHED_LIMIT_MB", 0.001)
+    assert [path.name for path in store.publish("lite")] == ["small"]
+
+
+# --------------------------------------------------------------------------------------------------- safety
+
+
+@pytest.mark.parametrize("path", sorted(Path(dwa_core.__file__).parent.rglob("*.py")), ids=lambda path: path.stem)
+def test_no_module_reads_or_writes_pickle(path):
+    forbidden = {"pickle", "cPickle", "dill", "joblib", "shelve"}
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            assert not forbidden & {name.name.split(".")[0] for name in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert (node.module or "").split(".")[0] not in forbidden
+        elif isinstance(node, ast.Attribute):
+            call = ast.unparse(node)
+            assert call not in ("torch.load", "torch.save")
+            assert not (node.attr == "load" and call in ("np.load", "numpy.load"))
