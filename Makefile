@@ -46,7 +46,7 @@ publish: $(ENVIRONMENT) ## copy the artifacts that PROFILE's records stand on to
 
 clean: ## delete executed notebooks and caches; artifacts, records, tables and figures stay
 	rm -rf results/*/executed .pytest_cache .ruff_cache
-	find dwa_core notebooks tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
+	find . -path ./.venv -prune -o -name __pycache__ -prune -exec rm -rf {} +
 
 distclean: clean ## delete also .venv, artifacts/ and the demo's results and figures, without asking
 	@echo "deleting .venv, artifacts/, results/demo, figures/demo"

@@ -45,17 +45,18 @@ class ImageData:
     fingerprint: str  # SHA-256: of the decoded images where they are kept, else of their files
 
 
-def load(name: str, images: Images, device: torch.device) -> ImageData:
+def load(name: str, images: Images, device: torch.device, ipc: int = 1) -> ImageData:
     """The data set `name` at `images.side`: bundled digits, $DWA_DATA/<name>, or the hub.
 
     Raises:
-        InputError: it cannot be found or read, a class has no images, a label is out of range.
+        InputError: it cannot be found or read, a label is out of range, or a class has fewer than `ipc`
+            training images.
     """
     parts, source = open_parts(name, images.side)
     classes = parts["train"].features["label"].names
+    for part, dataset in parts.items():
+        check_labels(name, part, torch.tensor(dataset["label"][:]), classes, ipc)
     if images.side > RESIDENT_SIDE:
-        for part, dataset in parts.items():
-            check_labels(name, part, torch.tensor(dataset["label"][:]), classes)
         splits = {part: Streamed(dataset, images.side) for part, dataset in parts.items()}
         return ImageData(name, classes, splits["train"], splits["test"], store.digest(source, images.side))
     tensors, content = decoded(name, parts, images.side, source, classes)
@@ -177,9 +178,8 @@ def decoded(name, parts, side: int, source, classes: list[str]) -> tuple[dict[st
     if folder is None:
         tensors = {}
         for part, dataset in parts.items():
-            labels = torch.tensor(dataset["label"][:])
-            check_labels(name, part, labels, classes)
-            tensors[part], tensors[f"{part}_labels"] = decode(name, part, dataset, side), labels
+            tensors[part] = decode(name, part, dataset, side)
+            tensors[f"{part}_labels"] = torch.tensor(dataset["label"][:])
         with store.new_artifact("data", artifact) as temporary:
             save_file(tensors, temporary / "images.safetensors")
             content = store.fingerprint(tensors, classes)
@@ -207,29 +207,27 @@ def squared(image: Image.Image, side: int) -> Image.Image:
     return image if image.size == (side, side) else image.resize((side, side), Image.Resampling.BILINEAR)
 
 
-def check_labels(name: str, part: str, labels: torch.Tensor, classes: list[str]) -> None:
+def check_labels(name: str, part: str, labels: torch.Tensor, classes: list[str], ipc: int) -> None:
     if len(labels) == 0 or labels.min() < 0 or labels.max() >= len(classes):
         seen = f"{labels.min()} to {labels.max()}" if len(labels) else "none"
         raise InputError(f"dataset: {name}: {part} labels are {seen}; expected 0 to {len(classes) - 1}")
     counts = torch.bincount(labels, minlength=len(classes))
-    if part == "train" and counts.min() == 0:
-        raise InputError(f"dataset: {name}: class {classes[counts.argmin()]!r} has no training images")
+    fewest, rarest = int(counts.min()), classes[int(counts.argmin())]
+    if part == "train" and fewest == 0:
+        raise InputError(f"dataset: {name}: class {rarest!r} has no training images")
+    if part == "train" and fewest < ipc:
+        raise InputError(f"ipc: {ipc} is not allowed; class {rarest!r} of {name} has {fewest} training images")
 
 
 def draw_real(split: "Resident | Streamed", classes: int, ipc: int, seed: int) -> torch.Tensor:
     """Indices (ipc, classes) of training images drawn without repetition, class by class in each row.
 
-    A larger ipc begins with the images of a smaller one.
-
-    Raises:
-        InputError: a class has fewer than `ipc` images.
+    A larger ipc begins with the images of a smaller one. No class may have fewer than `ipc` images.
     """
     labels = split.labels.cpu().numpy()
     columns = []
     for label in range(classes):
         members = np.flatnonzero(labels == label)
-        if len(members) < ipc:
-            raise InputError(f"ipc: {ipc} is not allowed; class {label} has {len(members)} training images")
         columns.append(augment.host_random(seed, label).permutation(members)[:ipc])
     return torch.from_numpy(np.stack(columns, axis=1))
 

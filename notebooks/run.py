@@ -67,7 +67,7 @@ def run(notebook: Path, profile: str, name: str, parameters: dict) -> int:
     for key, value in KERNEL_ENVIRONMENT.items():
         os.environ.setdefault(key, value)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, interrupt_kernel)
+        signal.signal(number, stop)
     print(f"=== {profile}: {name} ({notebook.name})", flush=True)
     try:
         execute_notebook(
@@ -80,8 +80,11 @@ def run(notebook: Path, profile: str, name: str, parameters: dict) -> int:
             stderr_file=sys.stderr,
             # Messages to the kernel through files of the user's own, not through ports that all users can reach.
             config=Config(KernelManager={"transport": "ipc"}),
+            # Errors of cells come back through papermill; the kernel's own log would add that it was shut down.
+            extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
         )
     except PapermillExecutionError as error:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         if os.environ.get("DWA_DEBUG") == "1":
             raise
         if received_signal is not None:
@@ -93,10 +96,18 @@ def run(notebook: Path, profile: str, name: str, parameters: dict) -> int:
     return 0
 
 
-def interrupt_kernel(number: int, _frame) -> None:
-    """The kernel has a session of its own and gets no signal meant for us: pass it on as an interrupt."""
+def stop(number: int, _frame) -> None:
+    """The kernel has a session of its own and gets no signal meant for us: pass it on as an interrupt.
+
+    Once a second until papermill returns, for a kernel between two cells ignores an interrupt.
+    """
     global received_signal
     received_signal = signal.Signals(number)
+    signal.signal(signal.SIGALRM, interrupt_kernel)
+    signal.setitimer(signal.ITIMER_REAL, 0.01, 1)
+
+
+def interrupt_kernel(_number: int, _frame) -> None:
     for child in psutil.Process().children():
         child.send_signal(signal.SIGINT)
 

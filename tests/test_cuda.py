@@ -17,7 +17,7 @@ def test_teacher_dwa_and_student_run_on_the_gpu(precision, tiny_setting, own_roo
         device="cuda",
         precision=precision,
         ipc=2,
-        teacher={"epochs": 6},
+        teacher={"epochs": 3, "optimizer": "adamw", "learning_rate": 0.001},
         synthesis={"iterations": 5, "classes_per_batch": 5},
         relabel={"epochs": 2},
     )

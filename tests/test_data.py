@@ -312,11 +312,12 @@ def test_drawn_images_depend_on_the_seed_and_larger_draws_begin_with_smaller(dig
     assert len(ranks) == 10
 
 
-def test_more_images_than_a_class_has_are_refused(local, cpu, refused):
-    train = data.load("own", image_settings(8), cpu).train
+@pytest.mark.parametrize("side", [8, 72])
+def test_more_images_than_a_class_has_are_refused(side, local, cpu, refused):
+    train = data.load("own", image_settings(side), cpu, ipc=3).train
     assert data.draw_real(train, 2, 3, seed=0).sort(dim=0).values.tolist() == [[0, 1], [2, 3], [4, 5]]
-    with refused("ipc", "4", "3 training images"):
-        data.draw_real(train, 2, 4, seed=0)
+    with refused("ipc", "4", "'a'", "3 training images"):
+        data.load("own", image_settings(side), cpu, ipc=4)
 
 
 # ------------------------------------------------------------------------------------------------ batches
