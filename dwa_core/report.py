@@ -8,6 +8,8 @@ import pandas as pd
 import seaborn as sns
 import torch
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 from dwa_core import data, settings, store, synthesize
 
@@ -216,39 +218,41 @@ def show_pictures(axis, pictures_uint8, label: str) -> None:
     sns.despine(ax=axis, left=True, bottom=True)
 
 
-def group_label(setting: dict) -> str:
-    """What the methods compared in one group have in common."""
+def group_label(setting: dict, network: str) -> str:
+    """What the methods compared in one group have in common; `network` is "student" or "network", the teacher's."""
     switches = "\nauthors' switches" if setting["authors"] else ""
-    return f"{dataset_label(setting)}\nipc {setting['ipc']}, {setting['student']}{switches}"
+    return f"{dataset_label(setting)}\nipc {setting['ipc']}, {setting[network]}{switches}"
 
 
 def accuracy_bars(records: list[dict]) -> Figure:
     """Horizontal bars of mean accuracy by method, a dot per student seed, a diamond for the number in print."""
     runs = accuracies(records)
-    runs["group"] = [group_label(record["setting"]) for record in records]
-    groups = list(dict.fromkeys(runs["group"]))
+    runs["group"] = [group_label(record["setting"], "student") for record in records]
+    runs = runs.sort_values(["data set", "ipc", "student", "authors"])
     printed = published().set_index(["dataset", "ipc", "network", "method"])["top1_mean"]
-    height = 0.8 / len(METHODS)
-    figure, axis = plt.subplots(figsize=(8, 1 + 1.1 * len(groups)))
-    for rank, method in enumerate(METHODS):
-        chosen = runs[runs["method"] == method]
-        means = chosen.groupby("group")["accuracy"].mean()
-        places = np.array([groups.index(group) for group in means.index]) + (rank - 1) * height
-        axis.barh(places, means, 0.9 * height, color=COLOURS[method], edgecolor="black", label=METHODS[method])
-        dots = [groups.index(group) + (rank - 1) * height for group in chosen["group"]]
-        axis.scatter(chosen["accuracy"], dots, s=14, color="white", edgecolor="black", zorder=3)
-        cells = chosen.drop_duplicates("group").set_index("group")
-        for group, place in zip(means.index, places, strict=True):
-            key = tuple(cells.loc[group, CELL])
+    figure, axis = plt.subplots(figsize=(8, 1 + 0.35 * len(runs.groupby(["group", "method"]))))
+    place, ticks = 0.0, {}
+    for group in dict.fromkeys(runs["group"]):
+        in_group = runs[runs["group"] == group]
+        methods = [method for method in METHODS if method in set(in_group["method"])]
+        ticks[group] = place + (len(methods) - 1) / 2
+        for method in methods:
+            chosen = in_group[in_group["method"] == method]
+            axis.barh(place, chosen["accuracy"].mean(), 0.9, color=COLOURS[method], edgecolor="black")
+            axis.scatter(chosen["accuracy"], [place] * len(chosen), s=14, color="white", edgecolor="black", zorder=3)
+            key = tuple(chosen.iloc[0][CELL])
             # Print is compared with runs under the authors' switches alone.
-            if key in printed.index and cells.loc[group, "authors"]:
+            if key in printed.index and chosen.iloc[0]["authors"]:
                 axis.scatter(printed[key], place, marker="D", s=40, color="black", zorder=4)
-    axis.scatter([], [], s=14, color="white", edgecolor="black", label="one student")
-    axis.scatter([], [], marker="D", s=40, color="black", label="in print")
-    axis.set(yticks=range(len(groups)), yticklabels=groups, xlim=(0, 100), xlabel="test accuracy, %")
+            place += 1
+        place += 1.2
+    axis.set(yticks=list(ticks.values()), yticklabels=list(ticks), xlim=(0, 100), xlabel="test accuracy, %")
     axis.invert_yaxis()
     axis.grid(axis="y", visible=False)
-    axis.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    handles = [Patch(facecolor=COLOURS[method], edgecolor="black", label=name) for method, name in METHODS.items()]
+    handles.append(Line2D([], [], ls="", marker="o", ms=4, mfc="white", mec="black", label="one student"))
+    handles.append(Line2D([], [], ls="", marker="D", ms=6, color="black", label="in print"))
+    axis.legend(handles=handles, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     return figure
 
 
@@ -256,27 +260,28 @@ def distilled_once(records: list[dict]) -> list[dict]:
     """The first record of each synthesised set, in the order of data set, ipc and method."""
     once = {record["distilled"]["artifact"]: record for record in reversed(records)}
     chosen = [record for record in once.values() if record["setting"]["method"] != "random-real"]
-    return sorted(chosen, key=lambda record: (group_label(record["setting"]), record["setting"]["method"]))
+    return sorted(chosen, key=lambda record: (group_label(record["setting"], "network"), record["setting"]["method"]))
 
 
 def loss_curves(records: list[dict]) -> Figure:
     """Cross-entropy (left) and BatchNorm terms (right) of the first batch over the iterations, a row per group."""
     chosen = distilled_once(records)
-    groups = list(dict.fromkeys(group_label(record["setting"]) for record in chosen))
-    figure, axes = plt.subplots(len(groups), 2, figsize=(9, 0.5 + 2.3 * len(groups)), squeeze=False)
+    groups = list(dict.fromkeys(group_label(record["setting"], "network") for record in chosen))
+    figure, axes = plt.subplots(len(groups), 2, figsize=(10, 0.5 + 2.4 * len(groups)), squeeze=False)
     for record in chosen:
         setting = record["setting"]
         losses = store.read_json(store.find("distilled", record["distilled"]["artifact"]) / "record.json")
         curves = np.array(losses["losses_first_batch"])
-        row = axes[groups.index(group_label(setting))]
-        style = "-" if setting["method"] == "dwa" else "--"
+        row = axes[groups.index(group_label(setting, "network"))]
+        # Broken lines and a paler grey keep SRe2L apart where the two cross.
+        look = {"ls": "-", "color": "black"} if setting["method"] == "dwa" else {"ls": "--", "color": "dimgrey"}
         label = f"{METHODS[setting['method']]}, r_var {setting['synthesis']['r_var']:g}"
         for axis, column, name in ((row[0], 0, "cross-entropy"), (row[1], 1, "BatchNorm terms")):
-            axis.plot(np.arange(1, len(curves) + 1), curves[:, column], style, color="black", lw=1, label=label)
+            axis.plot(np.arange(1, len(curves) + 1), curves[:, column], lw=1, label=label, **look)
             axis.set(yscale="log", xlabel="iteration", ylabel=name)
-        row[1].legend(frameon=False)
     for row, group in zip(axes, groups, strict=True):
         row[0].set_title(group.replace("\n", ", "), loc="left", fontsize="medium")
+        row[1].legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     return figure
 
 
@@ -298,7 +303,7 @@ def gallery(records: list[dict]) -> Figure:
     titled = None
     for axis, (record, label, pictures) in zip(axes[:, 0], rows, strict=True):
         show_pictures(axis, pictures, label)
-        group = group_label(record["setting"])
+        group = group_label(record["setting"], "network")
         if group != titled:
             axis.set_title(group.replace("\n", ", "), loc="left", fontsize="medium")
             titled = group
