@@ -1,4 +1,4 @@
-# Stages and files only: what a run computes stands in settings/ and in the presets of dwa_core/settings.py.
+# Stages and files only: what a run computes stands in settings/ and in dwa_core/presets.py.
 PROFILE ?= demo
 PYTHON ?= python3
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from dwa_core import data, settings, store, synthesize
+from dwa_core import data, presets, settings, store, synthesize
 
 PUBLISHED = Path(__file__).parent / "published" / "published_results.csv"
 METHODS = {"random-real": "random real", "sre2l": "SRe2L", "dwa": "DWA"}
@@ -144,7 +144,7 @@ def notes(records: list[dict]) -> list[str]:
             missing = sum(full) - sum(used)
             text += f"; this copy of the data lacks {missing:,} images of the official {full[0]:,} and {full[1]:,}"
         lines.add(text + ".")
-        if setting["preset"] in settings.DEMO_SIZES and setting["preset"] != setting["dataset"]:
+        if setting["preset"] in presets.DEMO_SIZES and setting["preset"] != setting["dataset"]:
             lines.add(
                 f"{dataset_label(setting)}: cut to seconds, to run this recipe's code; its accuracy says nothing."
             )

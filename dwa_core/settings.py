@@ -1,4 +1,4 @@
-"""Settings: the numbers of every recipe (presets), what a settings file may change, and the checks.
+"""Settings: what every number of a run is, what a settings file may change, and the checks.
 
 A settings file names a preset and what differs from it. `resolve` turns it into a `Setting` that
 holds every number of a run, or stops with one line that names the key, the value and what is allowed.
@@ -12,11 +12,13 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from dwa_core.presets import AUTHORS, DEFAULTS, PRESETS, merged
+
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-ThreeChannels = Annotated[list[float], Field(min_length=3, max_length=3)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 SETTINGS = Path(__file__).resolve().parents[1] / "settings"
@@ -30,6 +32,9 @@ def root() -> Path:
 class InputError(ValueError):
     """Something the user gave cannot be used; the message is one line fit to be shown as it is."""
 
+    def __init__(self, message: str):
+        super().__init__(" ".join(message.splitlines()))
+
 
 class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -39,7 +44,7 @@ class Images(Strict):
     """Side in pixels, and the normalisation (x - mean) / std of RGB values in [0, 1]."""
 
     side: Annotated[int, Field(ge=8)]
-    mean: ThreeChannels
+    mean: Annotated[list[Finite], Field(min_length=3, max_length=3)]
     std: Annotated[list[Positive], Field(min_length=3, max_length=3)]
     # The authors' CIFAR-10 teacher is trained with one std, its images made and relabelled with another.
     std_after_teacher: Annotated[list[Positive], Field(min_length=3, max_length=3)] | None = None
@@ -124,216 +129,6 @@ class Setting(Strict):
         return self.model_dump(exclude={"seeds"})
 
 
-# ---------------------------------------------------------------------------------------------- presets
-
-CIFAR = {
-    "stem": "small",
-    "images": {"side": 32},
-    "teacher": {
-        "epochs": 200,
-        "batch_size": 128,
-        "optimizer": "sgd",
-        "learning_rate": 0.1,
-        "weight_decay": 5e-4,
-        "crop": "padded",
-    },
-    "synthesis": {"iterations": 1000, "learning_rate": 0.25, "classes_per_batch": 100, "r_var": 11.0},
-    "relabel": {
-        "epochs": 400,
-        "batch_size": 128,
-        "optimizer": "adamw",
-        "learning_rate": 1e-3,
-        "weight_decay": 0.01,
-        "crop": "padded",
-        "mixing": "mixup",
-        "mixing_alpha": 0.8,
-        "temperature": 30.0,
-        "test_every": 10,
-    },
-    # SRe2L starts from noise and adjusts nothing; what else differs per data set stands in its preset.
-    "sre2l": {"initial": "noise", "adjustment": "none", "r_var": 1.0},
-    "authors": {},
-}
-
-
-def merged(base: dict, *differences: dict) -> dict:
-    """A deep copy of `base` with each of `differences` laid over it, nested mappings key by key."""
-    result = copy.deepcopy(base)
-    for difference in differences:
-        for key, value in difference.items():
-            both_nested = isinstance(value, dict) and isinstance(result.get(key), dict)
-            result[key] = merged(result[key], value) if both_nested else copy.deepcopy(value)
-    return result
-
-
-CIFAR10 = merged(
-    CIFAR,
-    {
-        "dataset": "cifar10",
-        "images": {"mean": [0.4914, 0.4822, 0.4465], "std": [0.2470, 0.2435, 0.2616]},
-        "authors": {"images": {"std_after_teacher": [0.2023, 0.1994, 0.2010]}},
-    },
-)
-CIFAR100 = merged(
-    CIFAR,
-    {"dataset": "cifar100", "images": {"mean": [0.5071, 0.4867, 0.4408], "std": [0.2675, 0.2565, 0.2761]}},
-)
-# The authors' relabelling in train mode is a matter of their CIFAR scripts only.
-for cifar in (CIFAR10, CIFAR100):
-    cifar["authors"]["relabel"] = {"teacher_batch_statistics": True}
-
-TINY_IMAGENET = {
-    "dataset": "tiny-imagenet",
-    "stem": "small",
-    "images": {"side": 64, "mean": [0.4802, 0.4481, 0.3975], "std": [0.2302, 0.2265, 0.2262]},
-    "teacher": {
-        "epochs": 100,
-        "batch_size": 256,
-        "optimizer": "sgd",
-        "learning_rate": 0.2,
-        "weight_decay": 1e-4,
-        "warmup_epochs": 5,
-        "crop": "resized",
-    },
-    "synthesis": {
-        "iterations": 2000,
-        "learning_rate": 0.1,
-        "classes_per_batch": 200,
-        "r_var": 11.0,
-        "resized_crop": True,
-    },
-    "relabel": {
-        "epochs": 200,
-        "batch_size": 64,
-        "optimizer": "sgd",
-        "learning_rate": 0.2,
-        "weight_decay": 1e-4,
-        "warmup_epochs": 5,
-        "crop": "resized",
-        "mixing": "cutmix",
-        "mixing_alpha": 1.0,
-        "temperature": 20.0,
-        "loss_times_temperature_squared": True,
-        "test_every": 1,
-    },
-    "sre2l": {
-        "initial": "noise",
-        "adjustment": "none",
-        "r_var": 1.0,
-        "r_bn": 1.0,
-        "iterations": 4000,
-        "roll": [-4, 4],
-    },
-    "authors": {},
-}
-
-IMAGENET_1K = {
-    "dataset": "imagenet-1k",
-    "stem": "torchvision",
-    "images": {"side": 224, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},
-    "teacher": {
-        "weights": "IMAGENET1K_V1",
-        # Used only where the weights are set to none: torchvision's own classic recipe for ResNets.
-        "epochs": 90,
-        "batch_size": 256,
-        "optimizer": "sgd",
-        "learning_rate": 0.1,
-        "weight_decay": 1e-4,
-        "crop": "resized",
-    },
-    "synthesis": {
-        "iterations": 2000,
-        "learning_rate": 0.25,
-        "classes_per_batch": 100,
-        "r_var": 2.0,
-        "steps": 15,
-        "resized_crop": True,
-        "roll": [0, 32],
-    },
-    "relabel": {
-        "epochs": 300,
-        "batch_size": 128,
-        "optimizer": "adamw",
-        "learning_rate": 1e-3,
-        "weight_decay": 0.01,
-        "decay_matrices_only": True,
-        "crop": "resized",
-        "mixing": "cutmix",
-        "mixing_alpha": 1.0,
-        "temperature": 20.0,
-        "test_every": 10,
-    },
-    "sre2l": {"initial": "noise", "adjustment": "none", "r_var": 1.0, "iterations": 4000},
-    "authors": {},
-}
-
-# The demo: the three recipes above on scikit-learn's handwritten digits. Only sizes differ from the
-# recipes, and all of the demo's sizes stand here.
-DIGITS_IMAGES = {"side": 16, "mean": [0.305] * 3, "std": [0.376] * 3}
-DEMO_SIZES = {
-    "digits": {
-        "images": DIGITS_IMAGES,
-        # As far from the std of the teacher's training as CIFAR-10's is.
-        "authors": {"images": {"std_after_teacher": [0.308] * 3}},
-        "teacher": {"epochs": 20, "crop_padding": 2},
-        "synthesis": {"iterations": 200, "classes_per_batch": 10, "roll": [0, 2]},
-        "relabel": {"crop_padding": 2, "test_every": 100},
-    },
-    "digits-tiny-imagenet-recipe": {
-        "images": {**DIGITS_IMAGES, "side": 32},
-        "teacher": {"epochs": 12, "warmup_epochs": 2},
-        "synthesis": {"iterations": 50, "classes_per_batch": 10},
-        "relabel": {"epochs": 60, "test_every": 20},
-        "sre2l": {"iterations": 100},
-    },
-    # 72 px is above the limit of data kept on the device: these images stream, as ImageNet-1K's do.
-    "digits-imagenet-1k-recipe": {
-        "images": {**DIGITS_IMAGES, "side": 72},
-        "teacher": {"epochs": 3, "batch_size": 64, "weights": None},
-        "synthesis": {"iterations": 20, "classes_per_batch": 5, "roll": [0, 9]},
-        "relabel": {"epochs": 10},
-        "sre2l": {"iterations": 40},
-    },
-}
-
-PRESETS = {
-    "cifar10": CIFAR10,
-    "cifar100": CIFAR100,
-    "tiny-imagenet": TINY_IMAGENET,
-    "imagenet-1k": IMAGENET_1K,
-    **{
-        name: merged(recipe, {"dataset": "digits"}, DEMO_SIZES[name])
-        for name, recipe in {
-            "digits": CIFAR10,
-            "digits-tiny-imagenet-recipe": TINY_IMAGENET,
-            "digits-imagenet-1k-recipe": IMAGENET_1K,
-        }.items()
-    },
-}
-
-# The modifier `authors`, on top of any preset: what the authors' published code does where it departs
-# from our defaults. A preset's own "authors" entry adds what applies to its data set alone.
-AUTHORS = {
-    "synthesis": {
-        "image_gradient_after_adjustment": "added",
-        "weights_between_class_batches": "kept",
-        "storage": "jpeg",
-    },
-    "relabel": {"reported": "best"},
-}
-
-DEFAULTS = {
-    "method": "dwa",
-    "ipc": 10,
-    "network": "resnet18",
-    "authors": False,
-    "seed": 0,
-    "seeds": [0],
-    "device": "auto",
-    "precision": "auto",
-}
-
-
 # ----------------------------------------------------------------------------------------------- checks
 
 
@@ -349,7 +144,7 @@ def resolve(parameters: dict) -> Setting:
         raise InputError(f"settings: {shown(parameters)} is not a mapping of keys to values")
     given = {key: value for key, value in parameters.items() if value is not None}
     preset_name = given.get("preset")
-    if preset_name not in PRESETS:
+    if not isinstance(preset_name, str) or preset_name not in PRESETS:
         raise InputError(f"preset: {shown(preset_name)} is not known; allowed: {', '.join(PRESETS)}")
     preset = copy.deepcopy(PRESETS[preset_name])
     sre2l, authors = preset.pop("sre2l"), preset.pop("authors")
@@ -475,7 +270,7 @@ def read(path: Path) -> dict:
         parameters = yaml.safe_load(path.read_text())
     except OSError as error:
         raise InputError(f"{path}: cannot be read; {error.strerror}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not YAML; {' '.join(str(error).split())}") from None
     if not isinstance(parameters, dict):
         raise InputError(f"{path}: not a YAML mapping of keys to values")
