@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
+import torch.nn.functional as F
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -24,7 +25,7 @@ IMAGES_IN_FULL = {
     "tiny-imagenet": (100_000, 10_000),
     "imagenet-1k": (1_281_167, 50_000),
 }
-CELL = ["data set", "ipc", "student", "method"]
+CELL = ["data set", "ipc", "student", "method", "variant"]
 
 
 def published() -> pd.DataFrame:
@@ -47,6 +48,31 @@ def dataset_label(setting: dict) -> str:
     return dataset if dataset == preset else f"{dataset} ({preset.removeprefix(dataset + '-')})"
 
 
+def differences(setting: dict) -> dict[str, tuple]:
+    """What a record's setting changes in its preset: "stage.key" -> (its value, the preset's).
+
+    How often a student is tested is left out, for it changes no accuracy of the last epoch.
+    """
+    keys = ("profile", "name", "preset", "method", "ipc", "network", "authors")
+    base = settings.resolve({key: setting[key] for key in keys}).model_dump()
+    return {
+        f"{stage}.{key}": (value, base[stage][key])
+        for stage in ("images", "teacher", "synthesis", "relabel")
+        for key, value in setting[stage].items()
+        if value != base[stage][key] and key != "test_every"
+    }
+
+
+def variant(setting: dict) -> str:
+    """What sets a run apart from its method's own row: another teacher's network, other synthesis or relabelling.
+
+    A teacher trained for longer or shorter stays in the row, and is told in the notes.
+    """
+    parts = [] if setting["network"] == setting["student"] else [f"teacher {setting['network']}"]
+    parts += [f"{key} {new}" for key, (new, _) in differences(setting).items() if not key.startswith("teacher.")]
+    return ", ".join(parts)
+
+
 def accuracies(records: list[dict]) -> pd.DataFrame:
     """One row per record: the table's cell, `authors`, seed, reported accuracy and the teacher's, in percent."""
     rows = []
@@ -58,6 +84,7 @@ def accuracies(records: list[dict]) -> pd.DataFrame:
                 "ipc": setting["ipc"],
                 "student": setting["student"],
                 "method": setting["method"],
+                "variant": variant(setting),
                 "authors": setting["authors"],
                 "seed": setting["seed"],
                 "accuracy": record["accuracy"]["reported"],
@@ -90,15 +117,17 @@ def accuracy_table(records: list[dict], table: int | None = None) -> pd.DataFram
         printed = printed[inside]
     else:
         printed = printed[printed["table"] == table]
-    printed = printed.set_index(CELL)[["top1_mean", "top1_std"]].set_axis(["print mean", "print std"], axis=1)
+    printed = (
+        printed.assign(variant="")
+        .set_index(CELL)[["top1_mean", "top1_std"]]
+        .set_axis(["print mean", "print std"], axis=1)
+    )
     frame = printed.join(frame, how="outer").reset_index()
     frame["difference"] = (frame["authors mean"] - frame["print mean"]).round(2)
     frame["of ours"] = frame["method"].isin(METHODS)
-    order = {name: rank for rank, name in enumerate(METHODS)}
-    frame["rank"] = frame["method"].map(order)
-    return frame.sort_values(["data set", "ipc", "student", "of ours", "rank", "method"]).drop(
-        columns=["of ours", "rank"]
-    )
+    frame["rank"] = frame["method"].map({name: rank for rank, name in enumerate(METHODS)})
+    order = ["data set", "ipc", "student", "of ours", "rank", "method", "variant"]
+    return frame.sort_values(order).drop(columns=["of ours", "rank"])
 
 
 def markdown(frame: pd.DataFrame) -> str:
@@ -119,7 +148,9 @@ def markdown(frame: pd.DataFrame) -> str:
                 "data set": row["data set"],
                 "ipc": row["ipc"],
                 "student": row["student"],
-                "method": METHODS.get(row["method"], f"{row['method']} (quoted)"),
+                "method": ", ".join(
+                    filter(None, [METHODS.get(row["method"], f"{row['method']} (quoted)"), row["variant"]])
+                ),
                 "print": cell(row, "print"),
                 "ours, authors' switches": cell(row, "authors"),
                 "difference": "" if pd.isna(row["difference"]) else f"{row['difference']:+.1f}",
@@ -148,20 +179,8 @@ def notes(records: list[dict]) -> list[str]:
             lines.add(
                 f"{dataset_label(setting)}: cut to seconds, to run this recipe's code; its accuracy says nothing."
             )
-        base = settings.resolve(
-            {
-                key: setting[key]
-                for key in ("profile", "name", "preset", "dataset", "method", "ipc", "network", "authors")
-            }
-        ).model_dump()
-        for stage in ("images", "teacher", "synthesis", "relabel"):
-            for key, value in setting[stage].items():
-                # How often a student is tested changes no accuracy of the last epoch.
-                if value != base[stage][key] and key != "test_every":
-                    lines.add(
-                        f"{dataset_label(setting)}, {setting['network']}: {stage}.{key} is {value}; "
-                        f"the preset has {base[stage][key]}."
-                    )
+        for key, (new, old) in differences(setting).items():
+            lines.add(f"{dataset_label(setting)}, {setting['network']}: {key} is {new}; the preset has {old}.")
     return sorted(lines)
 
 
@@ -208,9 +227,10 @@ def save_figure(figure: Figure, profile: str, name: str) -> Path:
 
 
 def show_pictures(axis, pictures_uint8, label: str) -> None:
-    """A row of images (N, H, W, 3) side by side on `axis`, with `label` at its left."""
-    count, height, width, _ = pictures_uint8.shape
-    row = pictures_uint8.permute(1, 0, 2, 3).reshape(height, count * width, 3)
+    """A row of images (N, H, W, 3) on `axis`, a white line between them, with `label` at its left."""
+    separated = F.pad(pictures_uint8, (0, 0, 1, 0), value=255)
+    count, height, width, _ = separated.shape
+    row = separated.permute(1, 0, 2, 3).reshape(height, count * width, 3)
     axis.imshow(row, interpolation="nearest")
     axis.set(xticks=[], yticks=[])
     axis.set_ylabel(label, rotation=0, ha="right", va="center")
@@ -229,15 +249,19 @@ def accuracy_bars(records: list[dict]) -> Figure:
     runs = accuracies(records)
     runs["group"] = [group_label(record["setting"], "student") for record in records]
     runs = runs.sort_values(["data set", "ipc", "student", "authors"])
-    printed = published().set_index(["dataset", "ipc", "network", "method"])["top1_mean"]
-    figure, axis = plt.subplots(figsize=(8, 1 + 0.35 * len(runs.groupby(["group", "method"]))))
+    printed = published().assign(variant="").set_index(["dataset", "ipc", "network", "method", "variant"])["top1_mean"]
+    figure, axis = plt.subplots(figsize=(8, 1 + 0.35 * len(runs.groupby(["group", "method", "variant"]))))
     place, ticks = 0.0, {}
     for group in dict.fromkeys(runs["group"]):
         in_group = runs[runs["group"] == group]
-        methods = [method for method in METHODS if method in set(in_group["method"])]
-        ticks[group] = place + (len(methods) - 1) / 2
-        for method in methods:
-            chosen = in_group[in_group["method"] == method]
+        rows = sorted(
+            set(zip(in_group["method"], in_group["variant"], strict=True)),
+            key=lambda r: (list(METHODS).index(r[0]), r[1]),
+        )
+        ticks[group] = place + (len(rows) - 1) / 2
+        for method, changed in rows:
+            chosen = in_group[(in_group["method"] == method) & (in_group["variant"] == changed)]
+            axis.text(chosen["accuracy"].max() + 1.5, place, changed, va="center", fontsize="small")
             axis.barh(place, chosen["accuracy"].mean(), 0.9, color=COLOURS[method], edgecolor="black")
             axis.scatter(chosen["accuracy"], [place] * len(chosen), s=14, color="white", edgecolor="black", zorder=3)
             key = tuple(chosen.iloc[0][CELL])

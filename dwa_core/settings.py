@@ -166,10 +166,10 @@ def resolve(parameters: dict) -> Setting:
 def changed(stage: Strict) -> dict:
     """The values of `stage` that are not its fields' defaults: what an artifact's hash is made of.
 
-    A field that comes later leaves the hashes of stored artifacts as they are; a default that changes
-    calls for a new store.FORMAT_VERSION.
+    How often a network is tested determines nothing and is left out. A field that comes later leaves the
+    hashes of stored artifacts as they are; a default that changes calls for a new store.FORMAT_VERSION.
     """
-    return stage.model_dump(exclude_defaults=True)
+    return stage.model_dump(exclude_defaults=True, exclude={"test_every"})
 
 
 def shown(value) -> str:

@@ -369,9 +369,7 @@ def test_a_last_batch_of_one_is_dropped(cpu):
 def test_test_batches_hold_every_image_in_order_and_unchanged(digits):
     batches = list(digits.test.test_batches(MEAN, STD))
     assert torch.equal(torch.cat([labels for _, labels in batches]), digits.test.labels)
-    expected = (digits.test.images_uint8.permute(0, 3, 1, 2) / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(
-        STD
-    ).view(3, 1, 1)
+    expected = normalise(to_unit_range(digits.test.images_uint8), MEAN, STD)
     torch.testing.assert_close(torch.cat([images for images, _ in batches]), expected)
 
 

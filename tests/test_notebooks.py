@@ -140,9 +140,9 @@ def test_table_and_figure_notebooks_run_on_the_demo_records(demo, name, products
 
 
 def test_walkthrough_runs_without_a_warning(demo):
-    done = run("notebooks/walkthrough.ipynb", "--profile", "demo", root=demo)
+    done = run("notebooks/walkthrough.ipynb", "--profile", "walkthrough", root=demo)
     assert done.returncode == 0, done.stdout + done.stderr
-    executed = nbformat.read(demo / "results/demo/executed/walkthrough.ipynb", as_version=4)
+    executed = nbformat.read(demo / "results/walkthrough/executed/walkthrough.ipynb", as_version=4)
     outputs = [output for cell in executed.cells for output in cell.get("outputs", [])]
     assert not [output for output in outputs if output.get("name") == "stderr"]
 

@@ -167,6 +167,22 @@ def test_same_seed_gives_the_same_record_and_another_seed_another_student(evalua
     assert [entry["loss"] for entry in other["curve"]] != [entry["loss"] for entry in first["curve"]]
 
 
+def test_first_weights_of_the_student_come_from_its_seed(evaluated, tiny_teacher, monkeypatch):
+    started = []
+
+    def fit(network, *_, **__):
+        started.append(torch.cat([parameter.detach().flatten() for parameter in network.parameters()]))
+        return [{"epoch": 1, "learning_rate": 0.1, "loss": 1.0, "top1": 50.0, "top5": 90.0}]
+
+    monkeypatch.setattr(relabel, "fit", fit)
+    for seed in (0, 0, 1):
+        evaluated(seed=seed)
+    assert torch.equal(started[0], started[1])
+    assert not torch.equal(started[0], started[2])
+    learned = torch.cat([parameter.flatten() for parameter in tiny_teacher.network.parameters()])
+    assert not torch.equal(started[0], learned)
+
+
 @pytest.mark.parametrize(("reported", "expected"), [("last", 60.0), ("best", 70.0)])
 def test_reported_accuracy_is_the_last_or_the_best(reported, expected, evaluated, monkeypatch):
     answers = iter([(50.0, 90.0), (70.0, 95.0), (60.0, 99.0)])

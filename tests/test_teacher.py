@@ -1,6 +1,8 @@
 """Teacher: the schedule, the optimiser, what is stored, reuse, and training that goes on where it broke off."""
 
 import itertools
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -161,6 +163,22 @@ def test_another_setting_is_another_teacher(differences, tiny_teacher, tiny_sett
     other = teacher.train_or_load(setting, digits, cpu)
     same = teacher.train_or_load(tiny_setting(teacher={"epochs": 1}), digits, cpu)
     assert len({other.artifact, same.artifact, tiny_teacher.artifact}) == 3
+
+
+def test_runs_side_by_side_train_one_teacher(tiny_setting, digits, monkeypatch, cpu):
+    original, made = teacher.make, []
+
+    def make(*arguments):
+        made.append(arguments)
+        time.sleep(0.2)  # long enough for the other run to look for the teacher meanwhile
+        original(*arguments)
+
+    monkeypatch.setattr(teacher, "make", make)
+    setting = tiny_setting(network="convnet-8", teacher={"epochs": 1})
+    with ThreadPoolExecutor(2) as runs:
+        first, second = runs.map(lambda _: teacher.train_or_load(setting, digits, cpu), range(2))
+    assert len(made) == 1
+    assert first.record == second.record
 
 
 def test_teacher_is_trained_on_the_training_part_alone(tiny_teacher, tiny_setting, digits, cpu):
