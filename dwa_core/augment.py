@@ -18,8 +18,12 @@ CROP_RATIO = (3 / 4, 4 / 3)
 CROP_TRIES = 10
 
 
+# What random numbers are for: the first number of every key, so that no two uses draw from one stream.
+TEACHER, INITIAL_IMAGES, INITIAL_NOISE, VIEWS, CROPS, DIRECTION, STUDENT = range(7)
+
+
 def host_random(*key: int) -> np.random.Generator:
-    """Random numbers on the host that depend on `key` alone, for example (seed, stage, epoch)."""
+    """Random numbers on the host that depend on `key` alone, for example (STUDENT, seed, epoch)."""
     return np.random.default_rng(np.random.SeedSequence(key))
 
 
@@ -174,12 +178,12 @@ class View(NamedTuple):
 
 def draw_views(iterations: int, side: int, roll: list[int], resized_crop: bool, *key: int) -> list[View]:
     """The views of `iterations` iterations, which depend on `key` alone; `roll` has both ends included."""
-    host = host_random(*key)
+    host = host_random(VIEWS, *key)
     rolls = host.integers(roll[0], roll[1] + 1, size=(iterations, 2)).tolist()
     if not resized_crop:
         return [View(tuple(offsets)) for offsets in rolls]
     flips = (host.random(iterations) < 0.5).tolist()
-    boxes = crop_boxes(iterations, side, side, device_random(torch.device("cpu"), *key)).int().T.tolist()
+    boxes = crop_boxes(iterations, side, side, device_random(torch.device("cpu"), CROPS, *key)).int().T.tolist()
     return [View(tuple(offsets), flip, tuple(box)) for offsets, flip, box in zip(rolls, flips, boxes, strict=True)]
 
 

@@ -42,7 +42,7 @@ class ImageData:
     classes: list[str]
     train: "Resident | Streamed"
     test: "Resident | Streamed"
-    fingerprint: str  # SHA-256: of the decoded images where they are kept, else of their files
+    fingerprint: str  # of the decoded images where they are kept, else of their files
 
 
 def load(name: str, images: Images, device: torch.device, ipc: int = 1) -> ImageData:
@@ -78,8 +78,9 @@ def open_parts(name: str, side: int) -> tuple[dict[str, datasets.Dataset], list]
     try:
         found = datasets.load_dataset(HUB[name])
     except Exception as error:  # the hub's client raises many kinds: connection, gated, missing
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"dataset: {name!r} cannot be had from the hub ({HUB[name]}), and {where}; {reason}") from None
+        raise InputError(
+            f"dataset: {name!r} cannot be had from the hub ({HUB[name]}), and {where}; {first_line(error)}"
+        ) from None
     # Validation before test: ImageNet keeps the labels of its test part back.
     held_out = next(part for part in ("valid", "validation", "test") if part in found)
     parts = {"train": found["train"], "test": found[held_out]}
@@ -88,13 +89,21 @@ def open_parts(name: str, side: int) -> tuple[dict[str, datasets.Dataset], list]
     return {part: named_columns(name, dataset) for part, dataset in parts.items()}, [HUB[name], source]
 
 
+def first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def open_folder(name: str, folder: Path) -> tuple[dict[str, datasets.Dataset], list]:
-    """Parquet files train-* and test-* (or valid*), or ImageFolder trees train/ and test/ (or val/)."""
-    ends = {"train": ["train"], "test": ["test", "valid", "val"]}
+    """Parquet files train-* and test-* (or valid*), or ImageFolder trees train/ and test/ (or val/).
+
+    Where there are both, validation is what is tested on, as on the hub's ImageNet-1K.
+    """
+    beginnings = {"train": ["train"], "test": ["val", "test"]}
     parts, source = {}, []
-    for part, prefixes in ends.items():
-        parquet = sorted(path for prefix in prefixes[:2] for path in folder.glob(f"{prefix}*.parquet"))
-        trees = [folder / prefix for prefix in [*prefixes, "validation"] if (folder / prefix).is_dir()]
+    for part, prefixes in beginnings.items():
+        groups = [sorted(folder.glob(f"{prefix}*.parquet")) for prefix in prefixes]
+        parquet = next((files for files in groups if files), [])
+        trees = [path for prefix in prefixes for path in sorted(folder.glob(f"{prefix}*")) if path.is_dir()]
         try:
             if parquet:
                 files = [str(path) for path in parquet]
@@ -114,8 +123,7 @@ def open_folder(name: str, folder: Path) -> tuple[dict[str, datasets.Dataset], l
         except InputError:
             raise
         except Exception as error:  # pyarrow's and datasets' own kinds
-            reason = str(error).strip().splitlines()[0]
-            raise InputError(f"dataset: the {part} part of {folder} cannot be read; {reason}") from None
+            raise InputError(f"dataset: the {part} part of {folder} cannot be read; {first_line(error)}") from None
     parts = {part: named_columns(name, dataset) for part, dataset in parts.items()}
     names = {part: dataset.features["label"].names for part, dataset in parts.items()}
     if names["train"] != names["test"]:
@@ -125,7 +133,7 @@ def open_folder(name: str, folder: Path) -> tuple[dict[str, datasets.Dataset], l
 
 
 def open_tree(tree: Path) -> datasets.Dataset:
-    classes = sorted(path.name for path in tree.iterdir() if path.is_dir())
+    classes = sorted(path.name for path in tree.iterdir() if path.is_dir() and path.name[0] != ".")
     files, labels = [], []
     for label, class_name in enumerate(classes):
         for path in sorted((tree / class_name).iterdir()):
@@ -228,7 +236,7 @@ def draw_real(split: "Resident | Streamed", classes: int, ipc: int, seed: int) -
     columns = []
     for label in range(classes):
         members = np.flatnonzero(labels == label)
-        columns.append(augment.host_random(seed, label).permutation(members)[:ipc])
+        columns.append(augment.host_random(augment.INITIAL_IMAGES, seed, label).permutation(members)[:ipc])
     return torch.from_numpy(np.stack(columns, axis=1))
 
 
@@ -311,6 +319,15 @@ class Streamed:
             drop_last=training and len(self) % batch_size == 1,
             generator=random,
         )
-        for batch in loader:
+        for batch in readable(loader):
             images = batch["image"].float().div_(255).contiguous(memory_format=torch.channels_last)
             yield augment.normalise(images, mean, std), batch["label"]
+
+
+def readable(loader: DataLoader) -> Iterator[dict]:
+    """The batches of `loader`, with a worker's traceback over an image that cannot be read put into one line."""
+    try:
+        yield from loader
+    except (OSError, SyntaxError, ValueError) as error:  # what PIL raises
+        last = str(error).strip().splitlines()[-1]
+        raise InputError(f"dataset: an image cannot be read; {last}") from None

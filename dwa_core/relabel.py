@@ -5,10 +5,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from dwa_core import augment, models, store
+from dwa_core.augment import STUDENT
 from dwa_core.data import ImageData
 from dwa_core.settings import RelabelStage, Setting
 from dwa_core.synthesize import DistilledSet
-from dwa_core.teacher import STUDENT, Teacher, fit
+from dwa_core.teacher import Teacher, fit
 
 
 def soft_label_loss(student_logits: torch.Tensor, teacher_logits: torch.Tensor, stage: RelabelStage) -> torch.Tensor:

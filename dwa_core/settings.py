@@ -18,6 +18,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]  # part of file names
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -103,9 +104,9 @@ class Setting(Strict):
     """Every number of one run."""
 
     profile: Annotated[str, Field(pattern=r"^[a-z0-9-]+$")]
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")]
+    name: Name
     preset: str
-    dataset: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")]
+    dataset: Name
     method: Literal["random-real", "sre2l", "dwa"]
     ipc: Count
     network: str
@@ -208,6 +209,8 @@ def check_values(setting: Setting) -> None:
                 f"{stage}.warmup_epochs: {training.warmup_epochs} is not allowed; "
                 f"must be below {stage}.epochs, {training.epochs}"
             )
+    if setting.teacher.weights is not None and setting.stem != "torchvision":
+        raise InputError(f"stem: {setting.stem!r} is not allowed with teacher.weights; allowed: torchvision")
     folder = os.environ.get("DWA_DATA")
     if folder and not Path(folder).is_dir():
         raise InputError(f"DWA_DATA: {folder!r} is not a folder; set it to the folder that holds the data sets")

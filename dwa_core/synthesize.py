@@ -17,10 +17,10 @@ from tqdm import tqdm
 
 from dwa_core import augment, models, store
 from dwa_core.adjust import adjust_weights
-from dwa_core.augment import View
+from dwa_core.augment import DIRECTION, INITIAL_NOISE, View
 from dwa_core.data import ImageData, Resident, draw_real
 from dwa_core.settings import Setting, SynthesisStage, changed
-from dwa_core.teacher import DIRECTION, SYNTHESIS, Teacher
+from dwa_core.teacher import Teacher
 
 FIRST_LAYER_WEIGHT = 10.0
 ADAM = {"betas": (0.5, 0.9), "eps": 1e-8}
@@ -80,12 +80,12 @@ class MatchedBatchNorm(nn.Module):
 def match_statistics(network: nn.Module) -> list[MatchedBatchNorm]:
     """Replaces every BatchNorm2d of `network`, in place, and returns the new layers in their order."""
     layers = []
-    for module in list(network.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, nn.BatchNorm2d):
-                matched = MatchedBatchNorm(child)
-                setattr(module, name, matched)
-                layers.append(matched)
+    for path, module in list(network.named_modules()):
+        if isinstance(module, nn.BatchNorm2d):
+            matched = MatchedBatchNorm(module)
+            parent, _, name = path.rpartition(".")
+            setattr(network.get_submodule(parent), name, matched)
+            layers.append(matched)
     return layers
 
 
@@ -188,10 +188,10 @@ def synthesize(
                 pixels = data.train.pictures(chosen[index, labels.cpu()]).to(device)
                 initial = augment.normalise(augment.to_unit_range(pixels), images.mean, std)
             else:
-                random = augment.device_random(device, SYNTHESIS, *key)
+                random = augment.device_random(device, INITIAL_NOISE, *key)
                 initial = torch.randn(len(labels), 3, side, side, generator=random, device=device)
                 initial = initial.contiguous(memory_format=torch.channels_last)
-            views = augment.draw_views(stage.iterations, side, stage.roll, stage.resized_crop, SYNTHESIS, *key)
+            views = augment.draw_views(stage.iterations, side, stage.roll, stage.resized_crop, *key)
             image_gradient = adjust_weights(
                 network,
                 initial,

@@ -12,11 +12,9 @@ from torch import nn
 from tqdm import tqdm
 
 from dwa_core import models, store
+from dwa_core.augment import TEACHER
 from dwa_core.data import ImageData
 from dwa_core.settings import Setting, Training, changed
-
-# The first number of a random key says what the random numbers are for.
-TEACHER, SYNTHESIS, STUDENT, DIRECTION = range(4)
 
 
 @dataclass(frozen=True)

@@ -199,6 +199,14 @@ def without_a_test_part(folder: Path):
     return ["no test part"]
 
 
+def with_a_validation_part_alone(folder: Path):
+    # Its images must not become training images for want of others.
+    remove(folder / "train")
+    (folder / "train").rmdir()
+    (folder / "test").rename(folder / "validation")
+    return ["no train part"]
+
+
 def with_an_image_that_is_cut_short(folder: Path):
     path = folder / "train" / "a" / "1.png"
     path.write_bytes(path.read_bytes()[:60])
@@ -233,6 +241,7 @@ def with_a_label_that_is_no_class(folder: Path):
         with_nothing_in_it,
         with_classes_but_no_images,
         without_a_test_part,
+        with_a_validation_part_alone,
         with_an_image_that_is_cut_short,
     ],
 )
@@ -283,12 +292,13 @@ def test_hub_is_asked_by_its_own_name_and_tested_on_the_validation_part(tmp_path
     assert len(found.train) == 4
 
 
-def test_hub_that_cannot_be_reached_is_one_line(monkeypatch, cpu, refused):
+@pytest.mark.parametrize("message", ["no route to host\nand a long story", ""])
+def test_hub_that_cannot_be_reached_is_one_line(message, monkeypatch, cpu, refused):
     def unreachable(*_, **__):
-        raise ConnectionError("no route to host\nand a long story")
+        raise ConnectionError(message)
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    with refused("'cifar10'", "uoft-cs/cifar10", "DWA_DATA is not set", "no route to host"):
+    with refused("'cifar10'", "uoft-cs/cifar10", "DWA_DATA is not set", message.partition("\n")[0]):
         data.load("cifar10", image_settings(8), cpu)
 
 
