@@ -1,5 +1,6 @@
 """From records to tables and figures: nothing here computes a result, and a cell that was never run stays empty."""
 
+import statistics
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -63,28 +64,34 @@ def differences(setting: dict) -> dict[str, tuple]:
     }
 
 
-def variant(setting: dict) -> str:
-    """What sets a run apart from its method's own row: another teacher's network, other synthesis or relabelling.
+def variant(setting: dict, usual_epochs: int) -> str:
+    """What sets a run apart from its method's own row; `usual_epochs` are those of most teachers of its kind.
 
-    A teacher trained for longer or shorter stays in the row, and is told in the notes.
+    What all teachers of a profile have in common, such as fewer epochs than the preset, is told in the notes.
     """
     parts = [] if setting["network"] == setting["student"] else [f"teacher {setting['network']}"]
+    if setting["teacher"]["epochs"] != usual_epochs:
+        parts.append(f"teacher of {setting['teacher']['epochs']} epochs")
     parts += [f"{key} {new}" for key, (new, _) in differences(setting).items() if not key.startswith("teacher.")]
     return ", ".join(parts)
 
 
 def accuracies(records: list[dict]) -> pd.DataFrame:
     """One row per record: the table's cell, `authors`, seed, reported accuracy and the teacher's, in percent."""
-    rows = []
+    rows, epochs = [], {}
     for record in records:
         setting = record["setting"]
+        epochs.setdefault((setting["preset"], setting["network"]), []).append(setting["teacher"]["epochs"])
+    for record in records:
+        setting = record["setting"]
+        usual_epochs = statistics.mode(epochs[setting["preset"], setting["network"]])
         rows.append(
             {
                 "data set": dataset_label(setting),
                 "ipc": setting["ipc"],
                 "student": setting["student"],
                 "method": setting["method"],
-                "variant": variant(setting),
+                "variant": variant(setting, usual_epochs),
                 "authors": setting["authors"],
                 "seed": setting["seed"],
                 "accuracy": record["accuracy"]["reported"],
