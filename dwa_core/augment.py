@@ -33,8 +33,12 @@ def device_random(device: torch.device, *key: int) -> torch.Generator:
     A fresh generator per epoch makes a resumed run draw what an unbroken one draws, with no random
     state to be stored.
     """
-    seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
-    return torch.Generator(device).manual_seed(seed)
+    return torch.Generator(device).manual_seed(key_to_seed(*key))
+
+
+def key_to_seed(*key: int) -> int:
+    """A seed for torch that depends on `key` alone."""
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
 
 
 def normalise(images: torch.Tensor, mean: list[float], std: list[float]) -> torch.Tensor:

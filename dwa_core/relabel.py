@@ -42,7 +42,9 @@ def evaluate(
     stage, images = setting.relabel, setting.images
     std = images.std_after_teacher or images.std
     precision = models.choose_precision(setting.precision, device)
-    student = models.build(setting.student, len(data.classes), setting.stem, images.side, setting.seed)
+    # By a key, so that student 0 does not begin with the very weights that teacher 0 began with.
+    first_weights = augment.key_to_seed(STUDENT, setting.seed)
+    student = models.build(setting.student, len(data.classes), setting.stem, images.side, first_weights)
     student = models.on_device(student, device)
     labeller = models.frozen_copy(teacher.network)
     if stage.teacher_batch_statistics:

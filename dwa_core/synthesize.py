@@ -39,13 +39,13 @@ class NormaliseWithStatistics(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, scale, shift):
+    def forward(ctx, x, layer, scale):
         # BatchNorm's own kernel: one pass, wide accumulation, and fp32 results for bf16 input if the running
         # buffers, of which it updates these two idle ones, are fp32. var_mean took 20 times as long on a CPU.
         idle = torch.zeros_like(scale), torch.zeros_like(scale)
         mean, variance = torch.batch_norm_update_stats(x, *idle, momentum=0.0)
         ctx.save_for_backward(x, scale, mean)
-        return torch.addcmul(per_channel(shift, x), x, per_channel(scale, x)), mean, variance
+        return layer(x), mean, variance
 
     @staticmethod
     def backward(ctx, d_output, d_mean, d_variance):
@@ -66,14 +66,13 @@ class MatchedBatchNorm(nn.Module):
 
     def __init__(self, layer: nn.BatchNorm2d):
         super().__init__()
-        self.running_mean, self.running_var = layer.running_mean, layer.running_var
+        self.layer = layer
         with torch.no_grad():
             self.scale = layer.weight / (layer.running_var + layer.eps).sqrt()
-            self.shift = layer.bias - layer.running_mean * self.scale
         self.mean = self.variance = None
 
     def forward(self, x):
-        y, self.mean, self.variance = NormaliseWithStatistics.apply(x, self.scale, self.shift)
+        y, self.mean, self.variance = NormaliseWithStatistics.apply(x, self.layer, self.scale)
         return y
 
 
@@ -92,12 +91,12 @@ def match_statistics(network: nn.Module) -> list[MatchedBatchNorm]:
 def batchnorm_terms(layers: list[MatchedBatchNorm], r_var: float) -> torch.Tensor:
     """(layers,): `w_l * (r_var * ||Var_l - sigma2_l||_2 + ||Mean_l - mu_l||_2)` of the latest forward pass.
 
-    w is 10 for the first layer and 1 for the rest. As in DWA's published code; DESIGN of the loss from SRe2L.
+    w is 10 for the first layer and 1 for the rest. SRe2L's loss, with the variance weighted apart as DWA does.
     """
     terms = [
-        r_var * torch.linalg.vector_norm(layer.variance - layer.running_var)
-        + torch.linalg.vector_norm(layer.mean - layer.running_mean)
-        for layer in layers
+        r_var * torch.linalg.vector_norm(matched.variance - matched.layer.running_var)
+        + torch.linalg.vector_norm(matched.mean - matched.layer.running_mean)
+        for matched in layers
     ]
     return torch.stack([terms[0] * FIRST_LAYER_WEIGHT, *terms[1:]])
 
