@@ -17,7 +17,6 @@ from pathlib import Path
 import psutil
 from papermill import execute_notebook
 from papermill.exceptions import PapermillExecutionError
-from traitlets.config import Config
 
 from dwa_core import settings
 
@@ -50,6 +49,11 @@ def main() -> int:
         return run(NOTEBOOKS / "setting.ipynb", setting.profile, name, parameters)
     except settings.InputError as error:
         return failed(str(error), 2)
+    except Exception as error:
+        # The kernel was killed, the disk is full, a record is damaged: one line, unless a traceback is wanted.
+        if os.environ.get("DWA_DEBUG") == "1":
+            raise
+        return failed(f"{' '.join(f'{type(error).__name__}: {error}'.split())} (DWA_DEBUG=1 shows the traceback)", 1)
 
 
 def is_recorded(setting: settings.Setting) -> bool:
@@ -78,8 +82,6 @@ def run(notebook: Path, profile: str, name: str, parameters: dict) -> int:
             progress_bar=False,
             stdout_file=sys.stdout,
             stderr_file=sys.stderr,
-            # Messages to the kernel through files of the user's own, not through ports that all users can reach.
-            config=Config(KernelManager={"transport": "ipc"}),
             # Errors of cells come back through papermill; the kernel's own log would add that it was shut down.
             extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
         )

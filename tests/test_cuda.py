@@ -48,8 +48,9 @@ def test_batch_statistics_on_the_gpu_are_mean_and_biased_variance(dtype, memory_
     random = torch.Generator().manual_seed(0)
     inputs = torch.randn(16, 64, 9, 7, generator=random) * 3 + 2
     inputs = inputs.to(CUDA, dtype).contiguous(memory_format=memory_format)
-    scale, shift = torch.rand(64, device=CUDA), torch.rand(64, device=CUDA)
-    _, mean, variance = synthesize.NormaliseWithStatistics.apply(inputs, scale, shift)
+    matched = synthesize.MatchedBatchNorm(torch.nn.BatchNorm2d(64).to(CUDA).eval().requires_grad_(False))
+    matched(inputs)
+    mean, variance = matched.mean, matched.variance
     expected_variance, expected_mean = torch.var_mean(inputs.float(), (0, 2, 3), correction=0)
     assert mean.dtype is variance.dtype is torch.float32
     torch.testing.assert_close(mean, expected_mean, rtol=1e-3, atol=1e-4)
