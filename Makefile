@@ -6,6 +6,8 @@ VENV := .venv
 ENVIRONMENT := $(VENV)/installed
 RUN := $(VENV)/bin/python notebooks/run.py
 comma := ,
+# Targets lie in this folder, so what they run must write here.
+unexport DWA_ROOT
 
 # The student seeds of a settings file, from its line `seeds: [0, 1, 2]`; without one, seed 0.
 seeds_of = $(or $(subst $(comma), ,$(shell sed -n 's/^seeds: *\[\(.*\)\].*/\1/p' $(1))),0)
@@ -48,9 +50,10 @@ clean: ## delete executed notebooks and caches; artifacts, records, tables and f
 	rm -rf results/*/executed .pytest_cache .ruff_cache
 	find . -path ./.venv -prune -o -name __pycache__ -prune -exec rm -rf {} +
 
-distclean: clean ## delete also .venv, artifacts/ and the demo's results and figures, without asking
-	@echo "deleting .venv, artifacts/, results/demo, figures/demo"
-	rm -rf .venv artifacts results/demo figures/demo *.egg-info
+distclean: ## delete also .venv, artifacts/ and what demo and walkthrough made, without asking
+	@echo "deleting .venv, artifacts/, *.egg-info, results/demo, results/walkthrough, figures/demo, caches"
+	@$(MAKE) --no-print-directory clean
+	rm -rf .venv artifacts results/demo results/walkthrough figures/demo *.egg-info
 
 $(ENVIRONMENT): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed; set PYTHON=")'

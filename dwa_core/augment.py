@@ -4,6 +4,7 @@ Training draws one crop and flip per image; synthesis draws one view (crop, flip
 for the whole batch, as plain numbers on the host, so that nothing waits for the device.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -43,19 +44,26 @@ def key_to_seed(*key: int) -> int:
 
 def normalise(images: torch.Tensor, mean: list[float], std: list[float]) -> torch.Tensor:
     """(x - mean) / std per channel; `images` NCHW in [0, 1], of any float type."""
-    return (images - channels(mean, images)) / channels(std, images)
+    return (images - like_channels(mean, images)) / like_channels(std, images)
 
 
 def denormalise_to_uint8(images: torch.Tensor, mean: list[float], std: list[float], rounded: bool) -> torch.Tensor:
     """The pixels 0..255 (NHWC, uint8) of normalised images (NCHW): rounded, or truncated as the authors do."""
-    pixels = (images.float() * channels(std, images.float()) + channels(mean, images.float())) * 255
+    images = images.float()
+    pixels = (images * like_channels(std, images) + like_channels(mean, images)) * 255
     pixels = pixels.round() if rounded else pixels
     return pixels.clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
-def channels(values: list[float], like: torch.Tensor) -> torch.Tensor:
-    """One value per channel, shaped to broadcast over NCHW."""
-    return torch.tensor(values, dtype=like.dtype, device=like.device).view(1, -1, 1, 1)
+def like_channels(values: list[float], images: torch.Tensor) -> torch.Tensor:
+    """One value per channel, shaped to broadcast over `images` (NCHW), of their type and on their device."""
+    return channels(tuple(values), images.dtype, images.device)
+
+
+@functools.cache
+def channels(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Made once each: a copy from the host would make every training step wait for the device."""
+    return torch.tensor(values, dtype=dtype, device=device).view(1, -1, 1, 1)
 
 
 def to_unit_range(images_uint8: torch.Tensor) -> torch.Tensor:

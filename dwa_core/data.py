@@ -127,8 +127,9 @@ def open_folder(name: str, folder: Path) -> tuple[dict[str, datasets.Dataset], l
     parts = {part: named_columns(name, dataset) for part, dataset in parts.items()}
     names = {part: dataset.features["label"].names for part, dataset in parts.items()}
     if names["train"] != names["test"]:
-        missing = sorted(set(names["train"]) ^ set(names["test"])) or names["train"]
-        raise InputError(f"dataset: {folder}: train and test do not have the same classes; see {missing[0]!r}")
+        odd = sorted(set(names["train"]) ^ set(names["test"]))
+        where = f"{odd[0]!r} is in the {'train' if odd[0] in names['train'] else 'test'} part alone" if odd else "order"
+        raise InputError(f"dataset: {folder}: train and test part do not have the same classes: {where}")
     return parts, source
 
 
@@ -141,6 +142,8 @@ def open_tree(tree: Path) -> datasets.Dataset:
                 files.append(str(path))
                 labels.append(label)
     features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=classes))
+    if not files:
+        raise InputError(f"dataset: {tree} holds no images; expected {tree.name}/CLASS/IMAGE files")
     return datasets.Dataset.from_dict({"image": files, "label": labels}, features=features)
 
 
@@ -275,7 +278,10 @@ class Resident:
 
 
 class Streamed:
-    """Images left in their files, decoded, cropped and batched by DataLoader workers; batches come as CPU tensors."""
+    """Images left in their files, decoded, cropped and batched by DataLoader workers; batches come as CPU tensors.
+
+    The workers draw the crops, so the same key gives the same batches only with the same number of workers.
+    """
 
     def __init__(self, dataset: datasets.Dataset, side: int):
         self.dataset, self.side = dataset, side
@@ -286,8 +292,17 @@ class Streamed:
         return len(self.dataset)
 
     def pictures(self, indices: torch.Tensor) -> torch.Tensor:
-        """The images of `indices` as bytes, resized to the side regardless of aspect."""
-        chosen = [np.asarray(squared(self.dataset[int(i)]["image"], self.side)) for i in indices]
+        """The images of `indices` as bytes, resized to the side regardless of aspect.
+
+        Raises:
+            InputError: one of them cannot be read.
+        """
+        chosen = []
+        for index in indices.tolist():
+            try:
+                chosen.append(np.asarray(squared(self.dataset[index]["image"], self.side)))
+            except (OSError, SyntaxError, ValueError) as error:
+                raise InputError(f"dataset: training image number {index} cannot be read; {error}") from None
         return torch.from_numpy(np.stack(chosen))
 
     def train_batches(self, stage: Training, mean, std, *key: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

@@ -36,7 +36,11 @@ def resnet(name: str, classes: int, stem: str) -> nn.Module:
 
 # One entry per family: a pattern of names, a name to show, and how to build one.
 NETWORKS = [
-    (r"convnet-(\d+)", "convnet-WIDTH", lambda name, classes, stem, side: convnet(int(name[8:]), classes, side)),
+    (
+        r"convnet-(\d+)",
+        "convnet-N (N channels)",
+        lambda name, classes, stem, side: convnet(int(name[8:]), classes, side),
+    ),
     (
         r"resnet(18|34|50|101)",
         "resnet18, resnet34, resnet50, resnet101",
@@ -87,7 +91,9 @@ def published(name: str, weights: str, classes: int) -> nn.Module:
         raise InputError(f"teacher.weights: {weights!r} cannot be downloaded; {error}") from None
     outputs = [layer for layer in network.modules() if isinstance(layer, nn.Linear)][-1].out_features
     if outputs != classes:
-        raise InputError(f"teacher.weights: {weights!r} has {outputs} classes, the data set has {classes}")
+        raise InputError(
+            f"teacher.weights: {weights!r} has {outputs} classes, the data set has {classes}; null trains one"
+        )
     return network
 
 

@@ -1,4 +1,4 @@
-"""Presets: the numbers of every recipe, each in this one place.
+"""Presets: the numbers of each recipe. What no recipe changes is a default of its field in settings.py.
 
 From the DWA paper and its published code; the Tiny-ImageNet teacher is SRe2L's. `dwa_core/settings.py` says
 what each number is and which values are allowed. A preset's entries "sre2l" and "authors" hold what differs
@@ -19,6 +19,7 @@ def merged(base: dict, *differences: dict) -> dict:
 
 
 CIFAR = {
+    "network": "resnet18",
     "stem": "small",
     "images": {"side": 32},
     "teacher": {
@@ -65,6 +66,7 @@ for cifar in (CIFAR10, CIFAR100):
 
 TINY_IMAGENET = {
     "dataset": "tiny-imagenet",
+    "network": "resnet18",
     "stem": "small",
     "images": {"side": 64, "mean": [0.4802, 0.4481, 0.3975], "std": [0.2302, 0.2265, 0.2262]},
     "teacher": {
@@ -110,6 +112,7 @@ TINY_IMAGENET = {
 
 IMAGENET_1K = {
     "dataset": "imagenet-1k",
+    "network": "resnet18",
     "stem": "torchvision",
     "images": {"side": 224, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},
     "teacher": {
@@ -153,6 +156,7 @@ IMAGENET_1K = {
 DIGITS_IMAGES = {"side": 16, "mean": [0.305] * 3, "std": [0.376] * 3}
 DEMO_SIZES = {
     "digits": {
+        "network": "convnet-64",
         "images": DIGITS_IMAGES,
         # As far from the std of the teacher's training as CIFAR-10's is.
         "authors": {"images": {"std_after_teacher": [0.308] * 3}},
@@ -161,6 +165,7 @@ DEMO_SIZES = {
         "relabel": {"crop_padding": 2, "test_every": 100},
     },
     "digits-tiny-imagenet-recipe": {
+        "network": "convnet-32",
         "images": {**DIGITS_IMAGES, "side": 32},
         "teacher": {"epochs": 12, "warmup_epochs": 2},
         "synthesis": {"iterations": 50, "classes_per_batch": 10},
@@ -206,7 +211,6 @@ AUTHORS = {
 DEFAULTS = {
     "method": "dwa",
     "ipc": 10,
-    "network": "resnet18",
     "authors": False,
     "seed": 0,
     "seeds": [0],

@@ -52,15 +52,16 @@ def dataset_label(setting: dict) -> str:
 def differences(setting: dict) -> dict[str, tuple]:
     """What a record's setting changes in its preset: "stage.key" -> (its value, the preset's).
 
-    How often a student is tested is left out, for it changes no accuracy of the last epoch.
+    How often a network is tested counts only where the best of the tests is reported.
     """
-    keys = ("profile", "name", "preset", "method", "ipc", "network", "authors")
+    keys = ("profile", "name", "preset", "dataset", "method", "ipc", "network", "authors")
     base = settings.resolve({key: setting[key] for key in keys}).model_dump()
     return {
         f"{stage}.{key}": (value, base[stage][key])
         for stage in ("images", "teacher", "synthesis", "relabel")
         for key, value in setting[stage].items()
-        if value != base[stage][key] and key != "test_every"
+        if value != base[stage][key]
+        and (key != "test_every" or (stage == "relabel" and setting["relabel"]["reported"] == "best"))
     }
 
 
@@ -72,7 +73,13 @@ def variant(setting: dict, usual_epochs: int) -> str:
     parts = [] if setting["network"] == setting["student"] else [f"teacher {setting['network']}"]
     if setting["teacher"]["epochs"] != usual_epochs:
         parts.append(f"teacher of {setting['teacher']['epochs']} epochs")
-    parts += [f"{key} {new}" for key, (new, _) in differences(setting).items() if not key.startswith("teacher.")]
+    parts += [
+        f"{key} {new}"
+        for key, (new, _) in differences(setting).items()
+        if not key.startswith(("teacher.", "images.")) and key != "relabel.test_every"
+    ]
+    if setting["precision"] != "auto":
+        parts.append(setting["precision"])
     return ", ".join(parts)
 
 
@@ -288,15 +295,24 @@ def accuracy_bars(records: list[dict]) -> Figure:
 
 
 def distilled_once(records: list[dict]) -> list[dict]:
-    """The first record of each synthesised set, in the order of data set, ipc and method."""
+    """The first record of each synthesised set that is on this machine, in the order of data set, ipc and method."""
     once = {record["distilled"]["artifact"]: record for record in reversed(records)}
-    chosen = [record for record in once.values() if record["setting"]["method"] != "random-real"]
+    chosen = []
+    for name, record in once.items():
+        if record["setting"]["method"] == "random-real":
+            continue
+        if store.find("distilled", name) is None:
+            print(f"{name} is not on this machine, so it is not drawn")
+        else:
+            chosen.append(record)
     return sorted(chosen, key=lambda record: (group_label(record["setting"], "network"), record["setting"]["method"]))
 
 
 def loss_curves(records: list[dict]) -> Figure:
     """Cross-entropy (left) and BatchNorm terms (right) of the first batch over the iterations, a row per group."""
     chosen = distilled_once(records)
+    if not chosen:
+        return nothing_to_draw()
     groups = list(dict.fromkeys(group_label(record["setting"], "network") for record in chosen))
     figure, axes = plt.subplots(len(groups), 2, figsize=(10, 0.5 + 2.4 * len(groups)), squeeze=False)
     for record in chosen:
@@ -316,19 +332,45 @@ def loss_curves(records: list[dict]) -> Figure:
     return figure
 
 
+def nothing_to_draw() -> Figure:
+    figure, axis = plt.subplots(figsize=(6, 1))
+    axis.text(0.5, 0.5, "no synthesised set to draw yet", ha="center", va="center")
+    axis.set_axis_off()
+    return figure
+
+
+def initial_pictures(setting: settings.Setting, fingerprint: str) -> torch.Tensor | None:
+    """The real images of ipc index 0, at most ten; None, and a line that says why, where they cannot be had."""
+    try:
+        real = data.load(setting.dataset, setting.images, torch.device("cpu"))
+    except settings.InputError as error:
+        print(f"no initial images: {error}")
+        return None
+    if real.fingerprint != fingerprint:
+        print(f"no initial images: this copy of {setting.dataset} is not the one that the set was made from")
+        return None
+    indices = data.draw_real(real.train, len(real.classes), setting.ipc, setting.synthesis.seed)
+    return real.train.pictures(indices[0, :10])
+
+
 def gallery(records: list[dict]) -> Figure:
-    """Image index 0 of up to ten classes of each distilled set, under the real images that it started from."""
+    """Image index 0 of up to ten classes of each distilled set, under the real images that it started from.
+
+    The real images are left out where they are not at hand, or are not the ones that the set was made from.
+    """
     chosen = distilled_once(records)
+    if not chosen:
+        return nothing_to_draw()
     rows = []
     for record in chosen:
-        setting = settings.Setting.model_validate({**record["setting"], "seeds": [0]})
+        setting = settings.Setting.model_validate({**record["setting"], "seeds": [record["setting"]["seed"]]})
         folder = store.find("distilled", record["distilled"]["artifact"])
         distilled = synthesize.read_parquet(folder)
         first = (distilled.ipc_index == 0) & (distilled.labels < 10)
         if setting.synthesis.initial == "real":
-            real = data.load(setting.dataset, setting.images, torch.device("cpu"))
-            indices = data.draw_real(real.train, len(real.classes), setting.ipc, setting.synthesis.seed)
-            rows.append((record, "initial", real.train.pictures(indices[0, :10])))
+            initial = initial_pictures(setting, record["data"]["fingerprint"])
+            if initial is not None:
+                rows.append((record, "initial", initial))
         rows.append((record, METHODS[setting.method], distilled.images_uint8[first]))
     figure, axes = plt.subplots(len(rows), figsize=(8, 1.0 * len(rows)), squeeze=False)
     titled = None

@@ -7,6 +7,7 @@ holds every number of a run, or stops with one line that names the key, the valu
 import ast
 import copy
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -149,6 +150,8 @@ def resolve(parameters: dict) -> Setting:
         raise InputError(f"preset: {shown(preset_name)} is not known; allowed: {', '.join(PRESETS)}")
     preset = copy.deepcopy(PRESETS[preset_name])
     sre2l, authors = preset.pop("sre2l"), preset.pop("authors")
+    if given.get("dataset", preset["dataset"]) != preset["dataset"]:
+        authors.pop("images", None)  # the authors' two values of CIFAR-10's std mean nothing for other images
     layers = [preset, given]
     if given.get("authors") is True:
         layers[1:1] = [AUTHORS, authors]
@@ -192,13 +195,19 @@ def first_line_of(error: ValidationError) -> str:
         return f"{key}: missing; the settings need a value for it"
     allowed = details["msg"][0].lower() + details["msg"][1:]
     hint = ""
-    if details["type"] in ("float_type", "int_type") and isinstance(details["input"], str):
+    if details["type"] in ("float_type", "int_type") and re.fullmatch(r"[-+.\de]+", str(details["input"])):
         hint = " (a number in quotes is text, and so is 1e-3 in YAML: write 0.001 or 1.0e-3)"
+    if details["type"] == "model_type":
+        allowed = "must hold keys and values"
+    if details["type"] == "string_pattern_mismatch":
+        allowed = "only letters, digits, '-', '_' and '.', and no '.' at the beginning"
     return f"{key}: {shown(details['input'])} is not allowed; {allowed}{hint}"
 
 
 def check_values(setting: Setting) -> None:
     """What the types of the fields cannot say."""
+    if len(set(setting.seeds)) != len(setting.seeds):
+        raise InputError(f"seeds: {setting.seeds} is not allowed; each seed may stand there once")
     low, high = setting.synthesis.roll
     if low > high:
         raise InputError(f"synthesis.roll: {[low, high]} is not allowed; the first must not exceed the second")
@@ -248,21 +257,26 @@ def check_parameters(variables: dict, known: set[str]) -> None:
                         raise InputError(f"{target.id}: unknown parameter; allowed here: {', '.join(sorted(known))}")
 
 
-def check_profile(variables: dict) -> None:
-    """The check of a table's or figure's notebook, whose one parameter is `profile`; `variables` is its `globals()`.
+def profile_from_notebook(variables: dict) -> str:
+    """The profile of a table's or figure's notebook, its one parameter; `variables` is its `globals()`.
 
     Raises:
         InputError: an unknown parameter, or a profile without settings.
     """
     check_parameters(variables, {"profile"})
-    profile = variables["profile"]
+    check_profile(variables["profile"])
+    return variables["profile"]
+
+
+def check_profile(profile: str) -> None:
+    """Raises InputError if there are no settings of that profile."""
     profiles = sorted(path.name for path in SETTINGS.iterdir() if path.is_dir())
     if profile not in profiles:
         raise InputError(f"profile: {shown(profile)} is not known; allowed: {', '.join(profiles)}")
 
 
 def read(path: Path) -> dict:
-    """The parameters of the settings file at `path`; profile and name come from where it lies.
+    """The parameters of the settings file at `path`, whose profile and name must be those of its place.
 
     Raises:
         InputError: the file is missing or is not a YAML mapping; one line.
@@ -270,7 +284,8 @@ def read(path: Path) -> dict:
     import yaml
 
     try:
-        parameters = yaml.safe_load(path.read_text())
+        text = path.read_text()
+        parameters = yaml.safe_load(text)
     except OSError as error:
         raise InputError(f"{path}: cannot be read; {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -280,4 +295,6 @@ def read(path: Path) -> dict:
     for key, expected in {"profile": path.parent.name, "name": path.stem}.items():
         if parameters.get(key) != expected:
             raise InputError(f"{key}: {shown(parameters.get(key))} is not allowed; {path} must say {expected}")
+    if "seeds" in parameters and not re.search(r"^seeds: *\[[\d, ]*\] *$", text, re.MULTILINE):
+        raise InputError(f"seeds: {shown(parameters['seeds'])} must stand on a line as in `seeds: [0, 1, 2]`, for make")
     return parameters

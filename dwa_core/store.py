@@ -171,7 +171,10 @@ def provenance(device: torch.device) -> dict:
 
     def git(*arguments: str) -> str | None:
         command = ["git", "-C", str(Path(__file__).parent), *arguments]
-        answer = subprocess.run(command, capture_output=True, text=True, check=False)
+        try:
+            answer = subprocess.run(command, capture_output=True, text=True, check=False)
+        except OSError:  # there is no git on this machine
+            return None
         return answer.stdout.strip() if answer.returncode == 0 else None
 
     status = git("status", "--porcelain", "--untracked-files=no")
@@ -184,26 +187,35 @@ def provenance(device: torch.device) -> dict:
     }
 
 
-def publish(profile: str) -> list[Path]:
-    """Copies the artifacts that the records of `profile` stand on to results/artifacts/; returns the copies.
+def publish(profile: str) -> None:
+    """Copies the artifacts that the records of `profile` stand on to results/artifacts/, and says so of each.
 
     Sets of real images are left out: they are drawn anew from the data set in a moment, and the data
     set is not ours to pass on.
     """
-    copies = []
+    wanted = {}
     for path in sorted((root() / "results" / profile).glob("*-seed*.json")):
         record = read_json(path)
-        wanted = [("teachers", record["teacher"]["artifact"])]
+        wanted["teachers", record["teacher"]["artifact"]] = path.name
         if record["setting"]["method"] != "random-real":
-            wanted.append(("distilled", record["distilled"]["artifact"]))
-        for kind, name in wanted:
-            source, target = root() / "artifacts" / kind / name, root() / "results" / "artifacts" / kind / name
-            size = sum(file.stat().st_size for file in source.rglob("*") if file.is_file())
-            if size and size <= PUBLISHED_LIMIT_MB * 1e6 and not target.exists():
-                copies.append(Path(shutil.copytree(source, target)))
-    return copies
+            wanted["distilled", record["distilled"]["artifact"]] = path.name
+    if not wanted:
+        print(f"{profile}: no records, so nothing to copy")
+    for (kind, name), record_name in wanted.items():
+        source, target = root() / "artifacts" / kind / name, root() / "results" / "artifacts" / kind / name
+        size = sum(file.stat().st_size for file in source.rglob("*") if file.is_file())
+        if target.exists():
+            print(f"{name}: there already")
+        elif size == 0:
+            print(f"{name}: not on this machine; {record_name} stands on it")
+        elif size > PUBLISHED_LIMIT_MB * 1e6:
+            print(f"{name}: {size / 1e6:.0f} MB are above the limit of {PUBLISHED_LIMIT_MB} MB")
+        else:
+            temporary = target.with_name(f".{name}.{os.getpid()}")
+            shutil.copytree(source, temporary)
+            temporary.rename(target)
+            print(f"{name}: copied to results/artifacts/{kind}/")
 
 
 if __name__ == "__main__":
-    for copy in publish(sys.argv[1]):
-        print(copy)
+    publish(sys.argv[1])

@@ -39,6 +39,8 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         if arguments.path.suffix == ".ipynb":
+            if arguments.path.name != "walkthrough.ipynb":
+                settings.check_profile(arguments.profile)
             return run(arguments.path, arguments.profile, arguments.path.stem, {"profile": arguments.profile})
         parameters = {**settings.read(arguments.path), "seed": arguments.seed}
         setting = settings.resolve(parameters)
@@ -59,7 +61,11 @@ def main() -> int:
 def is_recorded(setting: settings.Setting) -> bool:
     """Whether the record is there and of the same setting; it then gets a new date, for make compares dates."""
     path = setting.record_path()
-    if not path.is_file() or json.loads(path.read_text())["setting"] != setting.recorded():
+    try:
+        recorded = settings.Setting.model_validate({**json.loads(path.read_text())["setting"], "seeds": setting.seeds})
+    except (OSError, ValueError, KeyError):
+        return False  # none yet, damaged, or of an older form
+    if recorded != setting:
         return False
     path.touch()
     return True

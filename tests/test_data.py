@@ -190,7 +190,7 @@ def with_nothing_in_it(folder: Path):
 def with_classes_but_no_images(folder: Path):
     for path in folder.rglob("*.png"):
         path.unlink()
-    return ["own", "none"]
+    return ["own", "holds no images"]
 
 
 def without_a_test_part(folder: Path):

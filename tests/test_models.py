@@ -60,7 +60,7 @@ def test_weights_depend_on_the_seed_alone_and_leave_the_global_state_alone(name)
 
 @pytest.mark.parametrize("name", ["resnet19", "ResNet18", "convnet-0", "convnet-", "convnet-1.5", "", "xresnet18"])
 def test_unknown_network_is_refused(name, refused):
-    with refused("network", repr(name), "convnet-WIDTH", "resnet101"):
+    with refused("network", repr(name), "convnet-N", "resnet101"):
         models.build(name, 10, "small", 32, seed=0)
 
 

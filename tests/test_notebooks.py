@@ -1,5 +1,6 @@
 """The notebooks as files, and executed in the demo profile through the runner that make calls."""
 
+import ast
 import json
 import os
 import re
@@ -111,6 +112,23 @@ def test_demo_record_holds_all_fields_and_the_accuracies_expected_of_the_demo(de
     assert len(record["curve"]) == record["setting"]["relabel"]["epochs"]
     assert {"training_images": 1297, "test_images": 500}.items() <= record["data"].items()
     assert set(record["seconds"]) == {"teacher", "synthesis", "student"}
+
+
+def test_notebook_alone_changes_nothing_in_a_preset():
+    defaults = papermill.inspect_notebook(str(REPOSITORY / "notebooks" / "setting.ipynb"))
+    values = {name: ast.literal_eval(parameter["default"]) for name, parameter in defaults.items()}
+    for preset in settings.PRESETS:
+        place = {"profile": values["profile"], "name": values["name"], "preset": preset}
+        assert settings.resolve({**values, "preset": preset}) == settings.resolve(place)
+
+
+def test_published_artifacts_are_not_ignored_by_git():
+    for path, ignored in (
+        ("artifacts/teachers/x/record.json", True),
+        ("results/artifacts/teachers/x/record.json", False),
+    ):
+        asked = subprocess.run(["git", "check-ignore", "-q", path], cwd=REPOSITORY, check=False)
+        assert (asked.returncode == 0) is ignored, path
 
 
 def test_second_run_of_a_recorded_setting_does_nothing(demo):

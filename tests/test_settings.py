@@ -301,7 +301,7 @@ NOTEBOOK = {**GIVEN, "preset": "digits", "ipc": 10, "student": None, "np": objec
 def test_notebook_parameters_become_a_setting():
     cells = [*NOTEBOOK["In"], "# Parameters\nipc = 3\n"]
     setting = settings.from_notebook({**NOTEBOOK, "ipc": 3, "synthesis": {"rho": 0.5}, "In": cells})
-    assert (setting.ipc, setting.synthesis.rho, setting.student) == (3, 0.5, "resnet18")
+    assert (setting.ipc, setting.synthesis.rho, setting.student) == (3, 0.5, "convnet-64")
 
 
 def test_parameter_that_papermill_does_not_know_is_refused(refused):
@@ -312,13 +312,13 @@ def test_parameter_that_papermill_does_not_know_is_refused(refused):
 
 @pytest.mark.parametrize("key", ["network", "student"])
 def test_unknown_network_is_refused_before_any_work(key, refused):
-    with refused(key, "'resnet19'", "resnet18", "convnet-WIDTH"):
+    with refused(key, "'resnet19'", "resnet18", "convnet-N"):
         settings.from_notebook({**NOTEBOOK, key: "resnet19"})
 
 
 def test_notebook_of_a_profile_knows_profiles_and_no_other_parameter(refused):
-    settings.check_profile({"profile": "demo", "In": ["", "# Parameters\nprofile = 'demo'\n"]})
+    settings.profile_from_notebook({"profile": "demo", "In": ["", "# Parameters\nprofile = 'demo'\n"]})
     with refused("profile", "'huge'", "demo", "lite", "paper"):
-        settings.check_profile({"profile": "huge", "In": [""]})
+        settings.profile_from_notebook({"profile": "huge", "In": [""]})
     with refused("ipc: ", "profile"):
-        settings.check_profile({"profile": "demo", "ipc": 3, "In": ["", "# Parameters\nipc = 3\n"]})
+        settings.profile_from_notebook({"profile": "demo", "ipc": 3, "In": ["", "# Parameters\nipc = 3\n"]})
