@@ -134,6 +134,11 @@ def open_folder(name: str, folder: Path) -> tuple[dict[str, datasets.Dataset], l
 
 
 def open_tree(tree: Path) -> datasets.Dataset:
+    """The images of an ImageFolder part, tree/CLASS/IMAGE, with classes in the order of their names.
+
+    Raises:
+        InputError: there are none.
+    """
     classes = sorted(path.name for path in tree.iterdir() if path.is_dir() and path.name[0] != ".")
     files, labels = [], []
     for label, class_name in enumerate(classes):
@@ -200,6 +205,11 @@ def decoded(name, parts, side: int, source, classes: list[str]) -> tuple[dict[st
 
 
 def decode(name: str, part: str, dataset: datasets.Dataset, side: int) -> torch.Tensor:
+    """All images as RGB bytes (N, side, side, 3).
+
+    Raises:
+        InputError: an image cannot be read.
+    """
     images = np.empty((len(dataset), side, side, 3), np.uint8)
     encoded = dataset.cast_column("image", datasets.Image(decode=False))["image"]
     feature = datasets.Image(mode="RGB")
@@ -219,6 +229,7 @@ def squared(image: Image.Image, side: int) -> Image.Image:
 
 
 def check_labels(name: str, part: str, labels: torch.Tensor, classes: list[str], ipc: int) -> None:
+    """Raises InputError unless every label names a class, and every class has `ipc` training images."""
     if len(labels) == 0 or labels.min() < 0 or labels.max() >= len(classes):
         seen = f"{labels.min()} to {labels.max()}" if len(labels) else "none"
         raise InputError(f"dataset: {name}: {part} labels are {seen}; expected 0 to {len(classes) - 1}")
@@ -320,6 +331,7 @@ class Streamed:
         return self.batches(crop, mean, std, STREAMED_TEST_BATCH, False, None)
 
     def batches(self, crop: list, mean, std, batch_size: int, training: bool, random: torch.Generator | None):
+        """Normalised batches (B, 3, side, side) on the CPU, each image through `crop`; shuffled if `training`."""
         transform = v2.Compose([v2.RGB(), *crop, v2.PILToTensor()])
 
         def transformed(batch):

@@ -26,6 +26,7 @@ def convnet(width: int, classes: int, side: int) -> nn.Module:
 
 
 def resnet(name: str, classes: int, stem: str) -> nn.Module:
+    """torchvision's ResNet, with the "small" stem of the field (3x3 stride 1, no max-pool) or its own."""
     network = torchvision.models.get_model(name, weights=None, num_classes=classes)
     if stem == "small":
         # torchvision's 7x7 stride 2 and max-pool leave an image of 32 px only 8 px wide.

@@ -69,12 +69,16 @@ class Training(Strict):
 
 
 class TeacherStage(Training):
+    """The teacher's training, or the published weights that stand in for it."""
+
     seed: Seed = 0
     # A torchvision weights name, such as IMAGENET1K_V1, instead of training.
     weights: str | None = None
 
 
 class SynthesisStage(Strict):
+    """What the distilled images start from, how the weights are adjusted, and how the images are optimised."""
+
     initial: Literal["real", "noise"] = "real"
     adjustment: Literal["none", "random", "directed"] = "directed"
     rho: NotNegative = 0.015
@@ -93,6 +97,8 @@ class SynthesisStage(Strict):
 
 
 class RelabelStage(Training):
+    """The student's training on distilled images labelled by the teacher, and which of its tests is reported."""
+
     mixing: Literal["mixup", "cutmix"]
     mixing_alpha: Positive  # both parameters of the Beta distribution
     temperature: Positive
@@ -124,6 +130,7 @@ class Setting(Strict):
     relabel: RelabelStage
 
     def record_path(self) -> Path:
+        """Where this run's record lies."""
         return root() / "results" / self.profile / f"{self.name}-seed{self.seed}.json"
 
     def recorded(self) -> dict:
@@ -177,6 +184,7 @@ def changed(stage: Strict) -> dict:
 
 
 def shown(value) -> str:
+    """`value` as a message shows it: at most 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 

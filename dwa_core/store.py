@@ -32,6 +32,7 @@ VERSIONED = ("torch", "torchvision", "datasets", "numpy", "safetensors")
 
 
 def canonical_json(value) -> str:
+    """The one JSON text of `value`: sorted keys, no spaces, ASCII."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
 
@@ -113,6 +114,7 @@ def finish(folder: Path, described: dict, checkpoint: "Checkpoint", device, prec
 
 
 def write_json(path: Path, value) -> None:
+    """Writes `value` whole or not at all, and makes the folder if there is none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
@@ -148,9 +150,11 @@ class Checkpoint:
         return round(self.earlier + time.monotonic() - self.started, 1)
 
     def due(self) -> bool:
+        """Whether CHECKPOINT_SECONDS have passed since the last one."""
         return time.monotonic() - self.saved >= CHECKPOINT_SECONDS
 
     def save(self, tensors: dict[str, torch.Tensor], state: dict) -> None:
+        """Replaces the checkpoint; `state` is what JSON can hold."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         text = canonical_json({**state, "seconds": self.seconds()})
@@ -160,6 +164,7 @@ class Checkpoint:
         self.saved = time.monotonic()
 
     def remove(self) -> None:
+        """To be called once the stage's result is stored."""
         self.path.unlink(missing_ok=True)
 
 

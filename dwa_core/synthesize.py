@@ -58,6 +58,7 @@ class NormaliseWithStatistics(torch.autograd.Function):
 
 
 def per_channel(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """One value per channel, of the type of `like` (NCHW) and shaped to broadcast over it."""
     return values.to(like.dtype).view(1, -1, 1, 1)
 
 
@@ -232,6 +233,7 @@ class DistilledSet:
     record: dict
 
     def split(self, device: torch.device) -> Resident:
+        """The images as a training part on `device`."""
         return Resident(self.images_uint8, self.labels, device)
 
 
@@ -260,11 +262,14 @@ def synthesize_or_load(setting: Setting, data: ImageData, teacher: Teacher, devi
     name = f"{setting.dataset}-{setting.method}-ipc{setting.ipc}-{store.digest(described)}"
     with store.lock("distilled", name):
         if store.find("distilled", name) is None:
-            make(setting, data, teacher, device, name, described)
+            synthesize_and_store(setting, data, teacher, device, name, described)
     return read_parquet(store.find("distilled", name))
 
 
-def make(setting: Setting, data: ImageData, teacher: Teacher, device: torch.device, name: str, described: dict) -> None:
+def synthesize_and_store(
+    setting: Setting, data: ImageData, teacher: Teacher, device: torch.device, name: str, described: dict
+) -> None:
+    """Makes the distilled set, or draws real images, and stores it as the artifact `name` with its record."""
     stage = setting.synthesis
     checkpoint = store.Checkpoint(name)
     if setting.method == "random-real":
@@ -297,6 +302,7 @@ def write_parquet(pictures: torch.Tensor, classes: list[str], path: Path, storag
 
 
 def read_parquet(folder: Path) -> DistilledSet:
+    """The distilled set stored in `folder`, as a student sees it: JPEG artefacts, if it has them, included."""
     table = datasets.Dataset.from_parquet(str(folder / PARQUET), keep_in_memory=True)
     pictures = np.stack([np.asarray(image.convert("RGB")) for image in table["image"]])
     return DistilledSet(
@@ -319,6 +325,7 @@ def export_image_folder(distilled: DistilledSet, target: Path) -> None:
 
 
 def dataset_card(setting: Setting, name: str) -> str:
+    """The README.md that the Hugging Face hub shows for a data set, and reads its files from."""
     return f"""---
 configs:
 - config_name: default

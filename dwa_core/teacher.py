@@ -4,6 +4,7 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -43,12 +44,13 @@ def train_or_load(setting: Setting, data: ImageData, device: torch.device) -> Te
     name = f"{setting.dataset}-{setting.network}-{store.digest(described)}"
     with store.lock("teachers", name):
         if store.find("teachers", name) is None:
-            make(setting, data, device, name, described)
+            train_and_store(setting, data, device, name, described)
     folder = store.find("teachers", name)
     return Teacher(name, loaded(setting, data, device, folder), store.read_json(folder / "record.json"))
 
 
-def make(setting: Setting, data: ImageData, device: torch.device, name: str, described: dict) -> None:
+def train_and_store(setting: Setting, data: ImageData, device: torch.device, name: str, described: dict) -> None:
+    """Trains the teacher, or takes published weights, and stores it as the artifact `name` with its record."""
     stage, images = setting.teacher, setting.images
     precision = models.choose_precision(setting.precision, device)
     checkpoint = store.Checkpoint(name)
@@ -95,7 +97,8 @@ def as_stored(network: nn.Module) -> dict[str, torch.Tensor]:
     }
 
 
-def loaded(setting: Setting, data: ImageData, device: torch.device, folder) -> nn.Module:
+def loaded(setting: Setting, data: ImageData, device: torch.device, folder: Path) -> nn.Module:
+    """The stored teacher in `folder`, in fp32 on `device`, in eval mode and without gradients."""
     network = models.build(setting.network, len(data.classes), setting.stem, setting.images.side, seed=0)
     state = load_file(folder / "model.safetensors")
     network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
@@ -114,6 +117,7 @@ def learning_rate(stage: Training, epoch: int) -> float:
 
 
 def make_optimizer(network: nn.Module, stage: Training) -> torch.optim.Optimizer:
+    """SGD or AdamW over all parameters; `decay_matrices_only` spares biases and BatchNorm the weight decay."""
     parameters = list(network.parameters())
     if stage.decay_matrices_only:
         groups = [
@@ -193,6 +197,7 @@ def packed(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, to
 
 
 def unpack(tensors: dict[str, torch.Tensor], network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Puts what `packed` returned back into a network and an optimiser of the same kind."""
     network.load_state_dict({k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")})
     state = optimizer.state_dict()
     for key, value in tensors.items():

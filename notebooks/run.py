@@ -32,6 +32,7 @@ received_signal = None
 
 
 def main() -> int:
+    """Reads the command line, runs what it names unless that is recorded already, and returns the exit code."""
     parser = argparse.ArgumentParser(description="Run one setting or one table or figure notebook.")
     parser.add_argument("path", type=Path, help="settings/PROFILE/NAME.yaml or notebooks/NAME.ipynb")
     parser.add_argument("--seed", type=int, default=0, help="student seed of a setting")
@@ -72,6 +73,7 @@ def is_recorded(setting: settings.Setting) -> bool:
 
 
 def run(notebook: Path, profile: str, name: str, parameters: dict) -> int:
+    """Executes `notebook`; the executed copy goes to results/<profile>/executed/<name>.ipynb."""
     executed = settings.root() / "results" / profile / "executed" / f"{name}.ipynb"
     executed.parent.mkdir(parents=True, exist_ok=True)
     for key, value in KERNEL_ENVIRONMENT.items():
@@ -121,6 +123,7 @@ def interrupt_kernel(_number: int, _frame) -> None:
 
 
 def failed(message: str, code: int) -> int:
+    """Says why on one line of stderr and returns `code`."""
     print(f"error: {message}", file=sys.stderr)
     return code
 
