@@ -166,14 +166,14 @@ def test_another_setting_is_another_teacher(differences, tiny_teacher, tiny_sett
 
 
 def test_runs_side_by_side_train_one_teacher(tiny_setting, digits, monkeypatch, cpu):
-    original, made = teacher.make, []
+    original, made = teacher.train_and_store, []
 
     def make(*arguments):
         made.append(arguments)
         time.sleep(0.2)  # long enough for the other run to look for the teacher meanwhile
         original(*arguments)
 
-    monkeypatch.setattr(teacher, "make", make)
+    monkeypatch.setattr(teacher, "train_and_store", make)
     setting = tiny_setting(network="convnet-8", teacher={"epochs": 1})
     with ThreadPoolExecutor(2) as runs:
         first, second = runs.map(lambda _: teacher.train_or_load(setting, digits, cpu), range(2))
