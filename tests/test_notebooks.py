@@ -41,10 +41,13 @@ def short(path: Path) -> str:
 
 
 def run(*arguments: str, root: Path, **environment: str) -> subprocess.CompletedProcess:
-    """The runner, with artifacts, results and figures under `root`."""
+    """The runner, with artifacts, results and figures under `root`.
+
+    On one thread: the demo's networks gain little from a second, and lose minutes where cores are busy.
+    """
     command = [sys.executable, str(REPOSITORY / "notebooks" / "run.py"), *arguments]
     variables = {key: value for key, value in os.environ.items() if key not in ("DWA_DATA", "DWA_DEBUG")}
-    variables |= {"DWA_ROOT": str(root)} | environment
+    variables |= {"DWA_ROOT": str(root), "OMP_NUM_THREADS": "1"} | environment
     return subprocess.run(command, capture_output=True, text=True, env=variables, cwd=REPOSITORY, check=False)
 
 
