@@ -6,14 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dwa_core.augment import View, apply_view, device_random
+from dwa_core.augment import apply_view, device_random
 
 
 def adjust_weights(
     network: nn.Module,
     images: torch.Tensor,
     labels: torch.Tensor,
-    view: View,
+    view: torch.Tensor,
     kind: str,
     rho: float,
     steps: int,
@@ -31,7 +31,7 @@ def adjust_weights(
         network: in eval mode, so that BatchNorm's running statistics do not move.
         images: (N, 3, H, W), normalised, before augmentation.
         labels: (N,) class indices.
-        view: the augmentation, one for all steps.
+        view: the augmentation, one for all steps: a row of `augment.draw_views`.
         kind: "none", "random" or "directed".
         rho: the weight magnitude.
         steps: K; used by "directed" alone.

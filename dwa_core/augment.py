@@ -1,17 +1,15 @@
 """Random numbers by seed, and augmentation in batches on the device.
 
 Training draws one crop and flip per image; synthesis draws one view (crop, flip, roll) per iteration
-for the whole batch, as plain numbers on the host, so that nothing waits for the device.
+for the whole batch, before the first iteration, so that nothing waits for the device.
 """
 
 import functools
 import math
-from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torchvision.transforms import functional as TF
 
 # Scale and aspect of RandomResizedCrop, in every recipe: torchvision's defaults.
 CROP_SCALE = (0.08, 1.0)
@@ -180,29 +178,52 @@ def mix(
 # -------------------------------------------------------------------------------------- synthesis views
 
 
-class View(NamedTuple):
-    """What one iteration of synthesis sees of every image: a crop or none, then a flip, then a roll."""
+def draw_views(iterations: int, side: int, roll: list[int], resized_crop: bool, *key: int) -> torch.Tensor:
+    """What each iteration of synthesis sees of every image: a crop enlarged to the side, then a flip, then a roll.
 
-    roll: tuple[int, int]  # rows, columns
-    flip: bool = False
-    crop: tuple[int, int, int, int] | None = None  # top, left, height, width; enlarged to the full side
+    Args:
+        roll: the least and the most pixels of a roll, both ends included; the same for rows and columns.
+        resized_crop: RandomResizedCrop and a random flip; without it the whole image is seen.
+        key: what the views depend on, alone.
 
-
-def draw_views(iterations: int, side: int, roll: list[int], resized_crop: bool, *key: int) -> list[View]:
-    """The views of `iterations` iterations, which depend on `key` alone; `roll` has both ends included."""
+    Returns: (iterations, 7), float64 on the CPU: roll of rows, roll of columns, flipped (0 or 1), and the
+        crop's top, left, height and width in pixels.
+    """
     host = host_random(VIEWS, *key)
-    rolls = host.integers(roll[0], roll[1] + 1, size=(iterations, 2)).tolist()
+    rolls = torch.from_numpy(host.integers(roll[0], roll[1] + 1, size=(iterations, 2))).double()
     if not resized_crop:
-        return [View(tuple(offsets)) for offsets in rolls]
-    flips = (host.random(iterations) < 0.5).tolist()
-    boxes = crop_boxes(iterations, side, side, device_random(torch.device("cpu"), CROPS, *key)).int().T.tolist()
-    return [View(tuple(offsets), flip, tuple(box)) for offsets, flip, box in zip(rolls, flips, boxes, strict=True)]
+        return whole_views(rolls, side)
+    flips = torch.from_numpy(host.random((iterations, 1)) < 0.5).double()
+    boxes = crop_boxes(iterations, side, side, device_random(torch.device("cpu"), CROPS, *key)).double().T
+    return torch.cat([rolls, flips, boxes], dim=1)
 
 
-def apply_view(images: torch.Tensor, view: View) -> torch.Tensor:
-    """`images` (NCHW) as `view` shows them; differentiable. The resize is bilinear, without antialias."""
-    if view.crop is not None:
-        images = TF.resized_crop(images, *view.crop, size=list(images.shape[2:]), antialias=False)
-    if view.flip:
-        images = images.flip(3)
-    return images.roll(view.roll, dims=(2, 3))
+def whole_views(rolls: torch.Tensor, side: int) -> torch.Tensor:
+    """The views, as `draw_views` returns them, of whole images rolled by `rolls` (iterations, 2)."""
+    whole = torch.tensor([0.0, 0, 0, side, side], dtype=torch.float64)
+    return torch.cat([rolls.double(), whole.expand(len(rolls), 5)], dim=1)
+
+
+def apply_view(images: torch.Tensor, view: torch.Tensor) -> torch.Tensor:
+    """`images` (N, C, side, side) as `view` (one row of `draw_views`) shows them; differentiable.
+
+    The crop is enlarged bilinearly, without antialias, as torchvision does it. Every view is one matrix over
+    the rows and one over the columns, made on the device from the view's seven numbers: so a CUDA graph of one
+    iteration serves them all. A roll alone moves pixels exactly.
+    """
+    side = images.shape[-1]
+    roll_rows, roll_columns, flipped, top, left, height, width = view.to(images).unbind()
+    rows = sampling_matrix(top, height, roll_rows, torch.zeros_like(flipped), side)
+    columns = sampling_matrix(left, width, roll_columns, flipped, side)
+    return rows @ images @ columns.T
+
+
+def sampling_matrix(start, extent, roll, flipped, side: int) -> torch.Tensor:
+    """(side, side): the weight of each source pixel in each output pixel along one axis; arguments are 0-d tensors."""
+    pixels = torch.arange(side, device=start.device, dtype=start.dtype)
+    output = (pixels - roll) % side
+    output = torch.where(flipped > 0, side - 1 - output, output)
+    # The centre of the output pixel in the source, kept inside the crop.
+    position = start + ((output + 0.5) * (extent / side) - 0.5).clamp(min=0).minimum(extent - 1)
+    # Bilinear interpolation: a weight of 1 that falls to 0 at a distance of one pixel.
+    return (1 - (position[:, None] - pixels).abs()).clamp(min=0)

@@ -3,6 +3,7 @@
 import copy
 import platform
 import re
+from collections.abc import Callable
 
 import torch
 import torchvision
@@ -106,7 +107,10 @@ def choose_device(wanted: str) -> torch.device:
     """
     if wanted == "cuda" and not torch.cuda.is_available():
         raise InputError("device: 'cuda' is not available here; set it to cpu or auto")
-    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+    if wanted == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    torch.backends.cudnn.benchmark = True  # shapes stay the same for thousands of steps
+    return torch.device("cuda")
 
 
 def device_name(device: torch.device) -> str:
@@ -147,3 +151,67 @@ def frozen_copy(network: nn.Module) -> nn.Module:
     """A copy of `network` in eval mode none of whose parameters gets a gradient."""
     twin = copy.deepcopy(network).eval()
     return twin.requires_grad_(False)
+
+
+def cast_weights(network: nn.Module, precision: torch.dtype) -> nn.Module:
+    """Stores the weights of convolutions and linear layers of a frozen `network` in bf16, if that is the precision.
+
+    `autocast` would make the same copies in every step. BatchNorm stays in fp32.
+    """
+    if precision is torch.bfloat16:
+        for layer in network.modules():
+            if isinstance(layer, (nn.Conv2d, nn.Linear)):
+                layer.to(torch.bfloat16)
+    return network
+
+
+class Graphed:
+    """A function that works on tensors in place, called many times: on CUDA as replays of one graph.
+
+    A step of a small network on small images takes the host longer to launch than the GPU to compute; a graph
+    launches all its kernels at once. The first calls run as they are, and so do calls with inputs of another
+    shape, such as the smaller last batch of an epoch. The function must not read from the device, and what it
+    returns is lost. On a CPU it is just called.
+    """
+
+    WARM_UP = 3  # calls, in which cuDNN chooses its kernels and optimisers make their state
+
+    def __init__(self, function: Callable, device: torch.device):
+        self.function, self.device = function, device
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.inputs = self.graph = None
+        self.calls = 0
+
+    def __call__(self, *inputs: torch.Tensor) -> None:
+        if self.stream is None:
+            self.function(*inputs)
+            return
+        if self.inputs is None:
+            self.inputs = [tensor.clone() for tensor in inputs]
+        self.stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self.stream):
+            if [tensor.shape for tensor in inputs] != [tensor.shape for tensor in self.inputs]:
+                self.function(*inputs)
+            else:
+                for own, given in zip(self.inputs, inputs, strict=True):
+                    own.copy_(given, non_blocking=True)
+                self.run_once()
+        if inputs:
+            self.join()  # else the caller's inputs might be overwritten while they are still read
+
+    def run_once(self) -> None:
+        """One call on the inputs of the graph, in the stream of its own."""
+        self.calls += 1
+        if self.calls <= self.WARM_UP:
+            self.function(*self.inputs)
+            return
+        if self.graph is None:
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph, stream=self.stream):
+                self.function(*self.inputs)
+        self.graph.replay()
+
+    def join(self) -> None:
+        """Makes what comes next on the current stream wait for all calls so far."""
+        if self.stream is not None:
+            torch.cuda.current_stream(self.device).wait_stream(self.stream)

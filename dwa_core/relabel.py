@@ -46,22 +46,21 @@ def evaluate(
     first_weights = augment.key_to_seed(STUDENT, setting.seed)
     student = models.build(setting.student, len(data.classes), setting.stem, images.side, first_weights)
     student = models.on_device(student, device)
-    labeller = models.frozen_copy(teacher.network)
+    labeller = models.cast_weights(models.frozen_copy(teacher.network), precision)
     if stage.teacher_batch_statistics:
         use_batch_statistics(labeller)
     training = distilled.split(device)
 
-    def batch_loss(epoch: int):
+    def batches(epoch: int):
         host = augment.host_random(STUDENT, setting.seed, epoch)
         random = augment.device_random(device, STUDENT, setting.seed, epoch, 1)
+        for inputs, labels in training.train_batches(stage, images.mean, std, STUDENT, setting.seed, epoch):
+            yield augment.mix(inputs, stage.mixing, stage.mixing_alpha, host, random), labels
 
-        def loss_of(inputs, _):
-            inputs = augment.mix(inputs, stage.mixing, stage.mixing_alpha, host, random)
-            with torch.no_grad():
-                teacher_logits = labeller(inputs)
-            return soft_label_loss(student(inputs).float(), teacher_logits.float(), stage)
-
-        return loss_of
+    def batch_loss(inputs, _):
+        with torch.no_grad():
+            teacher_logits = labeller(inputs)
+        return soft_label_loss(student(inputs).float(), teacher_logits.float(), stage)
 
     identity = store.digest(
         setting.model_dump(exclude={"seeds", "device", "profile", "name"}),
@@ -72,7 +71,7 @@ def evaluate(
     curve = fit(
         student,
         stage,
-        batches=lambda epoch: training.train_batches(stage, images.mean, std, STUDENT, setting.seed, epoch),
+        batches=batches,
         batch_loss=batch_loss,
         test_batches=lambda: data.test.test_batches(images.mean, std),
         device=device,

@@ -1,9 +1,11 @@
 """Synthesis (SRe2L's recover stage): images optimised against a teacher whose weights were adjusted."""
 
+import functools
 import io
+import itertools
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from tqdm import tqdm
 
 from dwa_core import augment, models, store
 from dwa_core.adjust import adjust_weights
-from dwa_core.augment import DIRECTION, INITIAL_NOISE, View
+from dwa_core.augment import DIRECTION, INITIAL_NOISE
 from dwa_core.data import ImageData, Resident, draw_real
 from dwa_core.settings import Setting, SynthesisStage, changed
 from dwa_core.teacher import Teacher
@@ -25,6 +27,7 @@ from dwa_core.teacher import Teacher
 FIRST_LAYER_WEIGHT = 10.0
 ADAM = {"betas": (0.5, 0.9), "eps": 1e-8}
 JPEG_QUALITY = 75  # the authors'
+GPU_IMAGES = 100  # in flight at once, unless one batch alone has more
 PARQUET = "train-00000-of-00001.parquet"
 
 
@@ -39,11 +42,10 @@ class NormaliseWithStatistics(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, layer, scale):
+    def forward(ctx, x, layer, scale, idle_mean, idle_variance):
         # BatchNorm's own kernel: one pass, wide accumulation, and fp32 results for bf16 input if the running
         # buffers, of which it updates these two idle ones, are fp32. var_mean took 20 times as long on a CPU.
-        idle = torch.zeros_like(scale), torch.zeros_like(scale)
-        mean, variance = torch.batch_norm_update_stats(x, *idle, momentum=0.0)
+        mean, variance = torch.batch_norm_update_stats(x, idle_mean, idle_variance, momentum=0.0)
         ctx.save_for_backward(x, scale, mean)
         return layer(x), mean, variance
 
@@ -54,7 +56,7 @@ class NormaliseWithStatistics(torch.autograd.Function):
         slope = d_variance * (2 / count)
         offset = d_mean / count - slope * mean
         d_input = torch.addcmul(per_channel(offset, x), x, per_channel(slope, x))
-        return d_input.addcmul_(d_output, per_channel(scale, x)), None, None
+        return d_input.addcmul_(d_output, per_channel(scale, x)), None, None, None, None
 
 
 def per_channel(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
@@ -70,10 +72,11 @@ class MatchedBatchNorm(nn.Module):
         self.layer = layer
         with torch.no_grad():
             self.scale = layer.weight / (layer.running_var + layer.eps).sqrt()
+        self.idle = torch.zeros_like(self.scale), torch.zeros_like(self.scale)
         self.mean = self.variance = None
 
     def forward(self, x):
-        y, self.mean, self.variance = NormaliseWithStatistics.apply(x, self.layer, self.scale)
+        y, self.mean, self.variance = NormaliseWithStatistics.apply(x, self.layer, self.scale, *self.idle)
         return y
 
 
@@ -89,78 +92,141 @@ def match_statistics(network: nn.Module) -> list[MatchedBatchNorm]:
     return layers
 
 
-def batchnorm_terms(layers: list[MatchedBatchNorm], r_var: float) -> torch.Tensor:
-    """(layers,): `w_l * (r_var * ||Var_l - sigma2_l||_2 + ||Mean_l - mu_l||_2)` of the latest forward pass.
+class BatchNormTerms:
+    """The BatchNorm part of SRe2L's loss, with the variance weighted apart as DWA does, for a network's layers.
 
-    w is 10 for the first layer and 1 for the rest. SRe2L's loss, with the variance weighted apart as DWA does.
+    Called after a forward pass, it returns (layers,):
+    `w_l * (r_var * ||Var_l - sigma2_l||_2 + ||Mean_l - mu_l||_2)`; w is 10 for the first layer and 1 for the rest.
     """
-    terms = [
-        r_var * torch.linalg.vector_norm(matched.variance - matched.layer.running_var)
-        + torch.linalg.vector_norm(matched.mean - matched.layer.running_mean)
-        for matched in layers
-    ]
-    return torch.stack([terms[0] * FIRST_LAYER_WEIGHT, *terms[1:]])
+
+    def __init__(self, layers: list[MatchedBatchNorm], r_var: float):
+        self.layers, self.r_var = layers, r_var
+        means = [matched.layer.running_mean for matched in layers]
+        self.means, self.variances = torch.cat(means), torch.cat([matched.layer.running_var for matched in layers])
+        # All layers' channels as one matrix with a row per layer, the shorter rows filled up with zeros: a handful
+        # of kernels in place of a dozen per layer, which on a GPU took longer than the convolutions would.
+        self.shape = len(layers), max(len(mean) for mean in means)
+        starts = [row * self.shape[1] + torch.arange(len(mean)) for row, mean in enumerate(means)]
+        self.places = torch.cat(starts).to(self.means.device)
+        self.weights = torch.ones_like(means[0][:1]).repeat(len(layers))
+        self.weights[0] = FIRST_LAYER_WEIGHT
+
+    def __call__(self) -> torch.Tensor:
+        mean = self.norms(torch.cat([matched.mean for matched in self.layers]) - self.means)
+        variance = self.norms(torch.cat([matched.variance for matched in self.layers]) - self.variances)
+        return self.weights * (self.r_var * variance + mean)
+
+    def norms(self, differences: torch.Tensor) -> torch.Tensor:
+        """(layers,): the norm of each layer's part of `differences`."""
+        rows = differences.new_zeros(self.shape[0] * self.shape[1]).index_copy(0, self.places, differences)
+        return torch.linalg.vector_norm(rows.view(self.shape), dim=1)
 
 
 # --------------------------------------------------------------------------------- image optimisation
 
 
-def optimise_images(
-    network: nn.Module,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    views: list[View],
-    stage: SynthesisStage,
-    mean: list[float],
-    std: list[float],
-    precision: torch.dtype,
-    image_gradient: torch.Tensor | None = None,
-    watch: Callable[[int, torch.Tensor, torch.Tensor], None] | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Optimises `images` against the frozen `network`: cross-entropy plus r_bn times the BatchNorm terms.
+class ImageOptimisation:
+    """One batch of images on its way, by gradient steps of Adam, from its initial to its distilled images.
+
+    Minimises cross-entropy plus r_bn times the BatchNorm terms under the frozen, adjusted `network`. All that
+    changes lies in tensors on the device, so that `step` can be replayed as a CUDA graph.
 
     Args:
         network: adjusted, in eval mode, without parameter gradients; its BatchNorm layers are replaced.
         images: (N, 3, H, W) initial images, normalised with `mean` and `std`; not changed.
         labels: (N,) class indices.
-        views: the augmentation of each iteration; their number is the number of iterations.
+        views: the augmentation of each iteration (`augment.draw_views`); their number is that of the iterations.
         precision: of the network's forward and backward pass; the loss and the images keep the type of `images`.
         image_gradient: added to the gradient of the first update (the authors' switch).
-        watch: called after each update with iteration, images, and the BatchNorm terms before it.
-
-    Returns: the last iterate, and the losses (iterations, 4): cross-entropy, sum of BatchNorm terms,
-        total, learning rate.
     """
-    device = images.device
-    layers = match_statistics(network)
-    black, white = (augment.normalise(torch.full_like(images[:1], value), mean, std) for value in (0.0, 1.0))
-    images = images.clone().requires_grad_(True)
-    optimizer = torch.optim.Adam([images], lr=stage.learning_rate, **ADAM)
-    losses = torch.zeros(len(views), 4, dtype=images.dtype, device=device)
-    for iteration, view in enumerate(views):
-        rate = stage.learning_rate * (1 + math.cos(math.pi * iteration / len(views))) / 2
-        optimizer.param_groups[0]["lr"] = rate
-        with models.autocast(device, precision):
-            logits = network(augment.apply_view(images, view))
-        cross_entropy = F.cross_entropy(logits.to(images.dtype), labels)
-        terms = batchnorm_terms(layers, stage.r_var)
-        loss = cross_entropy + stage.r_bn * terms.sum()
-        (images.grad,) = torch.autograd.grad(loss, images)
-        if image_gradient is not None and iteration == 0:
-            images.grad += image_gradient
-        optimizer.step()
+
+    def __init__(
+        self,
+        network: nn.Module,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        views: torch.Tensor,
+        stage: SynthesisStage,
+        mean: list[float],
+        std: list[float],
+        precision: torch.dtype,
+        image_gradient: torch.Tensor | None = None,
+    ):
+        self.labels, self.stage, self.precision, self.device = labels, stage, precision, images.device
+        self.network = models.cast_weights(network, precision)
+        self.terms_of = BatchNormTerms(match_statistics(network), stage.r_var)
+        self.black, self.white = (augment.normalise(torch.full_like(images[:1], v), mean, std) for v in (0.0, 1.0))
+        self.views = views.to(images)
+        turns = torch.arange(len(views), dtype=torch.float64) * (math.pi / len(views))
+        self.rates = (stage.learning_rate * (1 + turns.cos()) / 2).to(images)
+        self.images = images.clone().requires_grad_(True)
+        on_cuda = images.device.type == "cuda"
+        self.optimizer = torch.optim.Adam([self.images], lr=self.rates[0].clone(), capturable=on_cuda, **ADAM)
+        # What Adam would make at its first step; made here because a checkpoint may come first.
+        self.optimizer.state[self.images] = {
+            "step": torch.zeros((), device=images.device if on_cuda else None),
+            "exp_avg": torch.zeros_like(images),
+            "exp_avg_sq": torch.zeros_like(images),
+        }
+        self.added_gradient = torch.zeros_like(images) if image_gradient is None else image_gradient.clone()
+        self.iteration = torch.zeros(1, dtype=torch.long, device=images.device)
+        self.losses = images.new_zeros(len(views), 4)
+        self.terms = None
+
+    def step(self) -> None:
+        """One iteration; `losses` gets its cross-entropy, sum of BatchNorm terms, total, and learning rate."""
+        rate = self.rates.index_select(0, self.iteration).squeeze(0)
+        self.optimizer.param_groups[0]["lr"].copy_(rate)
+        seen = augment.apply_view(self.images, self.views.index_select(0, self.iteration).squeeze(0))
+        with models.autocast(self.device, self.precision):
+            logits = self.network(seen)
+        cross_entropy = F.cross_entropy(logits.to(seen.dtype), self.labels)
+        self.terms = self.terms_of()
+        loss = cross_entropy + self.stage.r_bn * self.terms.sum()
+        (gradient,) = torch.autograd.grad(loss, self.images)
+        self.images.grad = gradient.add_(self.added_gradient)
+        self.added_gradient.zero_()  # it was for the first update alone
+        self.optimizer.step()
         with torch.no_grad():
-            images.copy_(torch.maximum(torch.minimum(images, white), black))
-            losses[iteration] = torch.stack([cross_entropy, terms.sum(), loss, torch.full_like(loss, rate)])
-        if watch is not None:
-            watch(iteration, images.detach(), terms.detach())
-    return images.detach(), losses
+            self.images.copy_(torch.maximum(torch.minimum(self.images, self.white), self.black))
+            losses = torch.stack([cross_entropy, self.terms.sum(), loss, rate])
+            self.losses.index_copy_(0, self.iteration, losses[None])
+            self.iteration += 1
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All that a checkpoint must hold beside what the setting determines; `copy_` into them to go on."""
+        state = self.optimizer.state[self.images]
+        kept = {name: getattr(self, name) for name in ("images", "added_gradient", "iteration", "losses")}
+        return {name: tensor.detach() for name, tensor in {**kept, **state}.items()}
+
+
+def optimise(
+    batches: list[ImageOptimisation],
+    due: Callable[[], bool] = lambda: False,
+    save: Callable[[], None] = lambda: None,
+) -> None:
+    """Runs all iterations of `batches`, which stand at the same one, side by side on a GPU.
+
+    After an iteration at which `due()` is true, `save()` is called with all batches at the same iteration again.
+    """
+    steps = [models.Graphed(batch.step, batch.device) for batch in batches]
+    for _ in range(int(batches[0].iteration), len(batches[0].views)):
+        for step in steps:
+            step()
+        if due():
+            for step in steps:
+                step.join()
+            save()
+    for step in steps:
+        step.join()
 
 
 def synthesize(
     setting: Setting, data: ImageData, teacher: nn.Module, device: torch.device, checkpoint: store.Checkpoint
 ) -> tuple[torch.Tensor, list]:
-    """All images of a distilled set, one ipc index after the other, from the checkpoint where there is one.
+    """All images of a distilled set, from the checkpoint where there is one.
+
+    One class batch of one ipc index after the other; on a GPU several at once, if one alone would not fill it.
 
     Returns: bytes (ipc * classes, side, side, 3), ordered by ipc index and then class, and the losses of the
         first class batch of ipc index 0, a list of [cross-entropy, BatchNorm terms, total, learning rate].
@@ -168,23 +234,74 @@ def synthesize(
     stage, images = setting.synthesis, setting.images
     std = images.std_after_teacher or images.std
     classes, side = len(data.classes), images.side
-    precision = models.choose_precision(setting.precision, device)
-    done = torch.empty(0, side, side, 3, dtype=torch.uint8)
-    losses_of_first = []
+    done, losses_of_first, unfinished = torch.empty(0, side, side, 3, dtype=torch.uint8), [], []
     if (found := checkpoint.load(device)) is not None:
-        done, losses_of_first = found[0]["done"].cpu(), found[1]["losses"]
+        done, unfinished, losses_of_first = found[0]["done"].cpu(), unflattened(found[0]), found[1]["losses"]
+    at_once = max(1, GPU_IMAGES // min(stage.classes_per_batch, classes)) if device.type == "cuda" else 1
     chosen = draw_real(data.train, classes, setting.ipc, stage.seed) if stage.initial == "real" else None
-    first = len(done) // classes
-    progress = tqdm(
-        range(first, setting.ipc), desc="synthesis", unit="ipc", initial=first, total=setting.ipc, file=sys.stdout
-    )
-    for index in progress:
+    prepared = prepare(setting, data, teacher, device, chosen, skip=len(done))
+    progress = tqdm(desc="synthesis", unit="image", total=setting.ipc * classes, initial=len(done), file=sys.stdout)
+    while batches := list(itertools.islice(prepared, len(unfinished) or at_once)):
+        for batch, tensors in zip(batches, unfinished, strict=False):
+            for name, tensor in batch.tensors().items():
+                tensor.copy_(tensors[name])
+        unfinished = []
+        save = functools.partial(save_progress, checkpoint, done, batches, losses_of_first)
+        optimise(batches, checkpoint.due, save)
+        losses_of_first = losses_of_first or batches[0].losses.tolist()
+        made = [
+            augment.denormalise_to_uint8(batch.images.detach(), images.mean, std, rounded=stage.storage == "png")
+            for batch in batches
+        ]
+        done = torch.cat([done, *[pixels.cpu() for pixels in made]])
+        progress.update(len(done) - progress.n)
+    progress.close()
+    return done, losses_of_first
+
+
+def save_progress(checkpoint: store.Checkpoint, done: torch.Tensor, batches: list[ImageOptimisation], losses) -> None:
+    """A checkpoint of the images that are done, of the batches on their way, and of the losses of the first batch."""
+    tensors = {f"{n}.{key}": value for n, batch in enumerate(batches) for key, value in batch.tensors().items()}
+    checkpoint.save({"done": done, **tensors}, {"losses": losses})
+
+
+def unflattened(tensors: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+    """The tensors of each batch that was on its way when `save_progress` wrote them all."""
+    batches = {}
+    for name, tensor in tensors.items():
+        if name != "done":
+            number, key = name.split(".")
+            batches.setdefault(int(number), {})[key] = tensor
+    return [batches[number] for number in sorted(batches)]
+
+
+def prepare(
+    setting: Setting, data: ImageData, teacher: nn.Module, device: torch.device, chosen: torch.Tensor | None, skip: int
+) -> Iterator[ImageOptimisation]:
+    """Every batch of the set, in order, before its first iteration: images drawn, weights adjusted.
+
+    Args:
+        chosen: indices (ipc, classes) of the real images to start from; None starts from noise.
+        skip: how many images are done already; weights that are kept between class batches are adjusted for
+            those all the same.
+    """
+    stage, images = setting.synthesis, setting.images
+    std = images.std_after_teacher or images.std
+    classes, side = len(data.classes), images.side
+    precision = models.choose_precision(setting.precision, device)
+    for index in range(setting.ipc):
+        if (index + 1) * classes <= skip:
+            continue
         network = models.frozen_copy(teacher)
-        made = []
         for start in range(0, classes, stage.classes_per_batch):
+            is_done = index * classes + start < skip
+            if stage.weights_between_class_batches == "restored":
+                if is_done:
+                    continue
+                network = models.frozen_copy(teacher)
             labels = torch.arange(start, min(start + stage.classes_per_batch, classes), device=device)
             key = (stage.seed, index, start)
-            if stage.initial == "real":
+            if chosen is not None:
                 pixels = data.train.pictures(chosen[index, labels.cpu()]).to(device)
                 initial = augment.normalise(augment.to_unit_range(pixels), images.mean, std)
             else:
@@ -203,19 +320,11 @@ def synthesize(
                 *(DIRECTION, *key),
                 with_image_gradient=stage.image_gradient_after_adjustment == "added",
             )
-            twin = models.frozen_copy(network)
-            result, losses = optimise_images(
-                twin, initial, labels, views, stage, images.mean, std, precision, image_gradient
-            )
-            made.append(augment.denormalise_to_uint8(result, images.mean, std, rounded=stage.storage == "png").cpu())
-            if not losses_of_first:
-                losses_of_first = losses.tolist()
-            if stage.weights_between_class_batches == "restored":
-                network = models.frozen_copy(teacher)
-        done = torch.cat([done, *made])
-        if checkpoint.due() and index + 1 < setting.ipc:
-            checkpoint.save({"done": done}, {"losses": losses_of_first})
-    return done, losses_of_first
+            if not is_done:
+                twin = models.frozen_copy(network)
+                yield ImageOptimisation(
+                    twin, initial, labels, views, stage, images.mean, std, precision, image_gradient
+                )
 
 
 # ---------------------------------------------------------------------------------------- distilled sets

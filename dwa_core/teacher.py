@@ -68,7 +68,7 @@ def train_and_store(setting: Setting, data: ImageData, device: torch.device, nam
             network,
             stage,
             batches=lambda epoch: data.train.train_batches(stage, images.mean, images.std, TEACHER, stage.seed, epoch),
-            batch_loss=lambda epoch: lambda inputs, labels: F.cross_entropy(network(inputs).float(), labels),
+            batch_loss=lambda inputs, labels: F.cross_entropy(network(inputs).float(), labels),
             test_batches=test_batches,
             device=device,
             precision=precision,
@@ -126,9 +126,21 @@ def make_optimizer(network: nn.Module, stage: Training) -> torch.optim.Optimizer
         ]
     else:
         groups = [{"params": parameters, "weight_decay": stage.weight_decay}]
+    options = {"lr": stage.learning_rate}
+    if parameters[0].device.type == "cuda":
+        # A CUDA graph reads its learning rate from the device, and steps all parameters in one kernel.
+        options = {"lr": torch.tensor(stage.learning_rate, device=parameters[0].device), "fused": True}
     if stage.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=stage.learning_rate)
-    return torch.optim.SGD(groups, lr=stage.learning_rate, momentum=stage.momentum)
+        return torch.optim.AdamW(groups, **options, capturable="fused" in options)
+    return torch.optim.SGD(groups, **options, momentum=stage.momentum)
+
+
+def set_rate(group: dict, rate: float) -> None:
+    """Sets the learning rate of an optimiser's parameter group, in place where a CUDA graph reads it."""
+    if isinstance(group["lr"], torch.Tensor):
+        group["lr"].fill_(rate)
+    else:
+        group["lr"] = rate
 
 
 def fit(
@@ -147,7 +159,7 @@ def fit(
     Args:
         batches: epoch -> iterator of (inputs, labels); all that is random in an epoch comes from its number,
             so a resumed run draws what an unbroken one draws.
-        batch_loss: epoch -> function of (inputs, labels) that returns the mean loss of the batch.
+        batch_loss: (inputs, labels) -> the mean loss of the batch; nothing in it may be drawn or read on the host.
         test_batches: () -> iterator of (inputs, labels), for the test every `stage.test_every` epochs and
             after the last.
         precision: of the forward pass; weights and optimiser stay in fp32.
@@ -163,22 +175,29 @@ def fit(
     progress = tqdm(
         range(first, stage.epochs), desc=label, unit="epoch", initial=first, total=stage.epochs, file=sys.stdout
     )
+    total = torch.zeros((), device=device)
+
+    def step(inputs: torch.Tensor, labels: torch.Tensor) -> None:
+        with models.autocast(device, precision):
+            loss = batch_loss(inputs, labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        total.add_(loss.detach())
+
+    step_fast = models.Graphed(step, device)
     for epoch in progress:
         rate = learning_rate(stage, epoch)
         for group in optimizer.param_groups:
-            group["lr"] = rate
-        loss_of, losses = batch_loss(epoch), []
+            set_rate(group, rate)
+        total.zero_()
+        count = 0
         network.train()
         for inputs, labels in batches(epoch):
-            inputs, labels = inputs.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-            with models.autocast(device, precision):
-                loss = loss_of(inputs, labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.detach())
+            step_fast(inputs.to(device, non_blocking=True), labels.to(device, non_blocking=True))
+            count += 1
         # The one read of an epoch: until here the host runs ahead of the device.
-        entry = {"epoch": epoch + 1, "learning_rate": rate, "loss": torch.stack(losses).mean().item()}
+        entry = {"epoch": epoch + 1, "learning_rate": rate, "loss": total.item() / count}
         if (epoch + 1) % stage.test_every == 0 or epoch + 1 == stage.epochs:
             entry["top1"], entry["top5"] = accuracy(network, test_batches(), device, precision)
         curve.append(entry)

@@ -6,9 +6,9 @@ import torch.nn.functional as F
 
 from dwa_core import data, models
 from dwa_core.adjust import adjust_weights
-from dwa_core.augment import View, apply_view, normalise, to_unit_range
+from dwa_core.augment import apply_view, normalise, to_unit_range, whole_views
 
-VIEW = View((1, 2))
+VIEW = whole_views(torch.tensor([[1, 2]]), 16)[0]
 
 
 @pytest.fixture(scope="session")

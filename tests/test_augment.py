@@ -1,8 +1,5 @@
 """Augmentation: each batched operation against a plain one, image by image, and against torchvision."""
 
-import math
-
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,7 +7,6 @@ from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms import functional as TF
 
 from dwa_core import augment, settings
-from dwa_core.augment import View
 
 
 def random_bytes(*shape: int) -> torch.Tensor:
@@ -202,49 +198,52 @@ def test_cutmix_pastes_one_rectangle_of_another_image(coefficient, row, column, 
 def test_views_roll_between_both_ends_included(roll):
     views = augment.draw_views(300, 16, roll, False, 1, 2)
     for axis in range(2):
-        assert {view.roll[axis] for view in views} == set(range(roll[0], roll[1] + 1))
-    assert {(view.flip, view.crop) for view in views} == {(False, None)}
+        assert set(views[:, axis].tolist()) == set(range(roll[0], roll[1] + 1))
+    assert (views[:, 2:] == torch.tensor([0, 0, 0, 16, 16])).all(), "not flipped, and the whole image"
 
 
 def test_views_depend_on_their_key_alone():
     for resized_crop in (False, True):
         views = augment.draw_views(20, 16, [0, 4], resized_crop, 1, 2)
-        assert augment.draw_views(20, 16, [0, 4], resized_crop, 1, 2) == views
-        assert augment.draw_views(20, 16, [0, 4], resized_crop, 1, 3) != views
+        assert torch.equal(augment.draw_views(20, 16, [0, 4], resized_crop, 1, 2), views)
+        assert not torch.equal(augment.draw_views(20, 16, [0, 4], resized_crop, 1, 3), views)
 
 
 def test_views_with_a_crop_draw_crop_and_flip_per_iteration():
     views = augment.draw_views(300, 16, [0, 4], True, 0)
-    tops, lefts, heights, widths = np.array([view.crop for view in views]).T
+    tops, lefts, heights, widths = views[:, 3:].T
     assert (tops >= 0).all()
     assert (tops + heights <= 16).all()
     assert (lefts >= 0).all()
     assert (lefts + widths <= 16).all()
-    assert len({view.crop for view in views}) > 100
-    assert 100 < sum(view.flip for view in views) < 200
+    assert len(views[:, 3:].unique(dim=0)) > 100
+    assert 100 < views[:, 2].sum() < 200
 
 
-def test_view_is_crop_then_flip_then_roll():
+def view_of(*numbers: float) -> torch.Tensor:
+    """Roll of rows and columns, flipped, and the crop's top, left, height, width."""
+    return torch.tensor(numbers, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("crop", [(1, 4, 9, 7), (0, 0, 12, 12), (5, 11, 1, 1), (3, 0, 2, 12)])
+def test_view_is_crop_then_flip_then_roll(crop):
     images = random_images(2, 3, 12, 12)
-    view = View(roll=(3, -2), flip=True, crop=(1, 4, 9, 7))
-    expected = images[:, :, 1:10, 4:11]
+    top, left, height, width = crop
+    expected = images[:, :, top : top + height, left : left + width]
     expected = F.interpolate(expected, size=(12, 12), mode="bilinear", align_corners=False, antialias=False)
     expected = torch.stack([expected[..., 11 - column] for column in range(12)], dim=-1)
     expected = torch.cat([expected[:, :, 9:], expected[:, :, :9]], dim=2)
     expected = torch.cat([expected[..., 2:], expected[..., :2]], dim=3)
-    torch.testing.assert_close(augment.apply_view(images, view), expected)
+    torch.testing.assert_close(augment.apply_view(images, view_of(3, -2, 1, *crop)), expected)
 
 
-@pytest.mark.parametrize("view", [View((1, -2)), View((2, 1), True, (0, 1, 4, 3))])
+@pytest.mark.parametrize("view", [(1, -2, 0, 0, 0, 5, 5), (2, 1, 1, 0, 1, 4, 3)])
 def test_gradients_flow_through_a_view(view):
     images = random_images(1, 2, 5, 5).double().requires_grad_(True)
-    assert torch.autograd.gradcheck(lambda x: augment.apply_view(x, view), images)
+    assert torch.autograd.gradcheck(lambda x: augment.apply_view(x, view_of(*view)), images)
 
 
-def test_roll_alone_moves_pixels_and_loses_none():
+def test_roll_alone_moves_pixels_exactly_and_loses_none():
     images = random_images(2, 3, 6, 6)
-    rolled = augment.apply_view(images, View((2, 1)))
-    for row in range(6):
-        for column in range(6):
-            assert torch.equal(rolled[:, :, (row + 2) % 6, (column + 1) % 6], images[:, :, row, column])
-    assert math.isclose(rolled.sum().item(), images.sum().item(), rel_tol=1e-5)
+    (view,) = augment.whole_views(torch.tensor([[2, 1]]), 6)
+    assert torch.equal(augment.apply_view(images, view), images.roll((2, 1), dims=(2, 3)))

@@ -1,9 +1,15 @@
-"""One smoke test of the whole chain on a GPU, and the two things that a GPU computes in a way of its own."""
+"""One smoke test of the whole chain on a GPU, and what a GPU computes in a way of its own: statistics and graphs."""
+
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from dwa_core import augment, data, models, relabel, synthesize, teacher
+from dwa_core import augment, data, models, relabel, store, synthesize, teacher
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+import plain
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU here")
 
@@ -59,24 +65,102 @@ def test_batch_statistics_on_the_gpu_are_mean_and_biased_variance(dtype, memory_
 
 @pytest.mark.usefixtures("full_fp32")
 def test_fp32_synthesis_on_the_gpu_is_that_of_the_cpu(digits, tiny_teacher, tiny_setting, cpu):
-    stage, images = (setting := tiny_setting(synthesis={"iterations": 5})).synthesis, setting.images
+    stage, images = (setting := tiny_setting(synthesis={"iterations": 10})).synthesis, setting.images
     chosen = data.draw_real(digits.train, 10, 1, seed=0)[0]
     initial = augment.normalise(augment.to_unit_range(digits.train.pictures(chosen)), images.mean, images.std)
-    views = augment.draw_views(5, 16, stage.roll, True, 0)
+    views = augment.draw_views(10, 16, stage.roll, True, 0)
     results = []
     for device in (cpu, CUDA):
         network = models.on_device(models.frozen_copy(tiny_teacher.network), device)
-        result = synthesize.optimise_images(
-            network,
-            initial.to(device),
-            torch.arange(10, device=device),
-            views,
-            stage,
-            images.mean,
-            images.std,
-            torch.float32,
+        labels = torch.arange(10, device=device)
+        batch = synthesize.ImageOptimisation(
+            network, initial.to(device), labels, views, stage, images.mean, images.std, torch.float32
         )
-        results.append([tensor.cpu() for tensor in result])
+        synthesize.optimise([batch])
+        results.append((batch.images.detach().cpu(), batch.losses.cpu()))
     (cpu_images, cpu_losses), (gpu_images, gpu_losses) = results
     torch.testing.assert_close(gpu_losses, cpu_losses, rtol=1e-3, atol=1e-5)
     assert (gpu_images - cpu_images).norm() < 1e-3 * cpu_images.norm()
+
+
+@pytest.mark.usefixtures("full_fp32")
+def test_fast_and_plain_synthesis_agree_on_the_gpu(tiny_setting):
+    """Ten iterations in fp32, replayed from a CUDA graph after the first three, against benchmarks/plain.py."""
+    stage, images = (setting := tiny_setting()).synthesis, setting.images
+    network = models.on_device(models.build("resnet18", 10, "small", 16, seed=0), CUDA).eval().requires_grad_(False)
+    random = torch.Generator().manual_seed(0)
+    initial = augment.normalise(torch.rand(10, 3, 16, 16, generator=random), images.mean, images.std).to(CUDA)
+    views = augment.draw_views(10, 16, [0, 2], False, 0)
+    arguments = (initial, torch.arange(10, device=CUDA), views, stage, images.mean, images.std)
+    *_, slow = plain.synthesis_steps(models.frozen_copy(network), *arguments)
+    batch = synthesize.ImageOptimisation(models.frozen_copy(network), *arguments, torch.float32)
+    synthesize.optimise([batch])
+    assert (batch.images - slow).norm() < 1e-3 * slow.norm()
+
+
+@pytest.mark.usefixtures("full_fp32")
+def test_batches_side_by_side_on_the_gpu_end_as_they_do_one_after_the_other(digits, tiny_teacher, tiny_setting, cpu):
+    setting = tiny_setting(ipc=3, synthesis={"iterations": 10})
+    drawn = data.draw_real(digits.train, 10, 3, seed=0)
+    teacher_there = models.on_device(models.frozen_copy(tiny_teacher.network), CUDA)
+    together = list(synthesize.prepare(setting, digits, teacher_there, CUDA, drawn, skip=0))
+    apart = list(synthesize.prepare(setting, digits, teacher_there, CUDA, drawn, skip=0))
+    synthesize.optimise(together)
+    for one, other in zip(apart, together, strict=True):
+        for _ in range(setting.synthesis.iterations):
+            one.step()
+        assert (one.images - other.images).norm() < 1e-3 * one.images.norm()
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_training_by_a_graph_is_training_step_by_step(optimizer, digits, tiny_setting, monkeypatch):
+    """Two epochs with a smaller last batch: graphs, and the same function called as it is."""
+    stage = tiny_setting(teacher={"optimizer": optimizer, "learning_rate": 0.01, "epochs": 2}).teacher
+    split = data.Resident(digits.train.images_uint8, digits.train.labels, CUDA)
+    losses = []
+    for warm_up in (models.Graphed.WARM_UP, 10**9):
+        monkeypatch.setattr(models.Graphed, "WARM_UP", warm_up)
+        network = models.on_device(models.build("convnet-16", 10, "small", 16, seed=0), CUDA)
+        curve = teacher.fit(
+            network,
+            stage,
+            batches=lambda epoch: split.train_batches(stage, [0.3] * 3, [0.4] * 3, epoch),
+            batch_loss=lambda inputs, labels, network=network: torch.nn.functional.cross_entropy(
+                network(inputs), labels
+            ),
+            test_batches=lambda: split.test_batches([0.3] * 3, [0.4] * 3),
+            device=CUDA,
+            precision=torch.float32,
+            checkpoint=store.Checkpoint(f"graph-{optimizer}-{warm_up}"),
+            label="test",
+        )
+        losses.append([entry["loss"] for entry in curve])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-2)
+
+
+def test_bf16_ends_within_the_spread_of_three_seeds_in_fp32(tiny_setting, own_root):
+    """Cross-entropy and BatchNorm terms over the last 100 of 1000 iterations, and the accuracy of students."""
+
+    def run(seed: int, precision: str) -> tuple[float, float, float]:
+        setting = tiny_setting(
+            network="convnet-64",
+            device="cuda",
+            precision=precision,
+            ipc=10,
+            name=f"{precision}-{seed}",
+            teacher={"epochs": 20},
+            synthesis={"iterations": 1000, "seed": seed},
+            relabel={"epochs": 100},
+        )
+        device = models.choose_device("cuda")
+        digits = data.load("digits", setting.images, device)
+        trained = teacher.train_or_load(setting, digits, device)
+        distilled = synthesize.synthesize_or_load(setting, digits, trained, device)
+        record = relabel.evaluate(setting, digits, trained, distilled, device)
+        cross_entropy, terms, *_ = torch.tensor(distilled.record["losses_first_batch"])[-100:].mean(0).tolist()
+        return cross_entropy, terms, record["accuracy"]["last"]
+
+    exact = torch.tensor([run(seed, "fp32") for seed in range(3)])
+    rough = torch.tensor(run(0, "bf16"))
+    spread = exact.max(0).values - exact.min(0).values
+    assert ((rough - exact.mean(0)).abs() <= spread).all(), (rough, exact)

@@ -10,8 +10,8 @@ from torch import nn
 
 from dwa_core import settings
 from dwa_core.adjust import adjust_weights
-from dwa_core.augment import View
-from dwa_core.synthesize import optimise_images
+from dwa_core.augment import whole_views
+from dwa_core.synthesize import ImageOptimisation
 
 GOLDEN = Path(__file__).parent / "golden"
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-9}
@@ -47,7 +47,7 @@ def test_adjustment_and_synthesis_match_the_authors_functions(authors):
     network.load_state_dict({k.removeprefix("init/"): tensor(k) for k in golden.files if k.startswith("init/")})
     network.requires_grad_(False)
     images, labels = tensor("images"), tensor("labels")
-    views = [View(tuple(offsets)) for offsets in golden["offsets"].tolist()]
+    views = whole_views(tensor("offsets"), images.shape[-1])
 
     image_gradient = adjust_weights(
         network,
@@ -62,13 +62,7 @@ def test_adjustment_and_synthesis_match_the_authors_functions(authors):
     for name, value in network.state_dict().items():
         torch.testing.assert_close(value, tensor(f"adjusted/{name}"), **TOLERANCE)
 
-    seen_images, seen_terms = [], []
-
-    def watch(iteration, images, terms):
-        seen_images.append(images.clone())
-        seen_terms.append(terms)
-
-    final, losses = optimise_images(
+    batch = ImageOptimisation(
         copy.deepcopy(network),
         images,
         labels,
@@ -78,9 +72,11 @@ def test_adjustment_and_synthesis_match_the_authors_functions(authors):
         setting.images.std,
         torch.float64,
         image_gradient,
-        watch,
     )
-    torch.testing.assert_close(seen_terms[0], tensor("bn_terms_weighted_iter0"), **TOLERANCE)
-    torch.testing.assert_close(losses, tensor("loss_ce_bn_total_lr"), **TOLERANCE)
-    torch.testing.assert_close(torch.stack(seen_images), tensor("images_after_each_iteration"), **TOLERANCE)
-    torch.testing.assert_close(final, seen_images[-1])
+    for iteration, expected in enumerate(tensor("images_after_each_iteration")):
+        batch.step()
+        torch.testing.assert_close(batch.images.detach(), expected, **TOLERANCE)
+        if iteration == 0:
+            torch.testing.assert_close(batch.terms.detach(), tensor("bn_terms_weighted_iter0"), **TOLERANCE)
+    assert iteration + 1 == len(views)
+    torch.testing.assert_close(batch.losses, tensor("loss_ce_bn_total_lr"), **TOLERANCE)

@@ -106,7 +106,7 @@ def test_batchnorm_terms_are_those_of_plain_hooks(name):
     assert len(layers) == len(plain_terms)
     images.requires_grad_(True)
     logits = network(images)
-    terms = synthesize.batchnorm_terms(layers, 7.0)
+    terms = synthesize.BatchNormTerms(layers, 7.0)()
     (gradient,) = torch.autograd.grad(terms.sum() + logits.square().sum(), images)
     torch.testing.assert_close(logits, plain_logits)
     torch.testing.assert_close(terms.sum(), sum(plain_terms))
@@ -137,10 +137,7 @@ def test_images_stay_in_the_range_of_pixels_and_losses_fall(digits, tiny_teacher
     views = augment.draw_views(stage.iterations, 16, stage.roll, False, 0)
     black, white = (augment.normalise(torch.full((1, 3, 1, 1), v), images.mean, images.std) for v in (0.0, 1.0))
 
-    def watch(iteration, now, _):
-        assert ((now >= black) & (now <= white)).all(), iteration
-
-    final, losses = synthesize.optimise_images(
+    batch = synthesize.ImageOptimisation(
         models.frozen_copy(tiny_teacher.network),
         initial,
         torch.arange(10),
@@ -149,8 +146,11 @@ def test_images_stay_in_the_range_of_pixels_and_losses_fall(digits, tiny_teacher
         images.mean,
         images.std,
         torch.float32,
-        watch=watch,
     )
+    for iteration in range(stage.iterations):
+        batch.step()
+        assert ((batch.images >= black) & (batch.images <= white)).all(), iteration
+    final, losses = batch.images.detach(), batch.losses
     assert (final == black).any()
     assert (final == white).any()
     first, last = losses[0].tolist(), losses[-1].tolist()
@@ -168,11 +168,13 @@ def test_images_stay_in_the_range_of_pixels_and_losses_fall(digits, tiny_teacher
 def test_learning_rate_reaches_the_images_through_adam_without_warmup(tiny_teacher, tiny_setting):
     stage, images = (setting := tiny_setting(synthesis={"learning_rate": 0.01})).synthesis, setting.images
     initial = torch.zeros(10, 3, 16, 16)
-    view = augment.View((0, 0))
+    views = augment.whole_views(torch.zeros(1, 2), 16)
     network = models.frozen_copy(tiny_teacher.network)
-    result, _ = synthesize.optimise_images(
-        network, initial, torch.arange(10), [view], stage, images.mean, images.std, torch.float32
+    batch = synthesize.ImageOptimisation(
+        network, initial, torch.arange(10), views, stage, images.mean, images.std, torch.float32
     )
+    synthesize.optimise([batch])
+    result = batch.images.detach()
     # Adam's first step is the learning rate long, whatever the gradient.
     moved = result[result != 0].abs()
     assert len(moved) > 0.9 * result.numel()
@@ -247,7 +249,7 @@ def test_each_method_starts_from_its_images_and_weights(
 ):
     setting = tiny_setting(**differences)
     calls = []
-    original = synthesize.optimise_images
+    original = synthesize.ImageOptimisation
 
     def spy(network, images, labels, *rest):
         length = sum(
@@ -257,7 +259,7 @@ def test_each_method_starts_from_its_images_and_weights(
         calls.append((images.clone(), labels.clone(), length**0.5))
         return original(network, images, labels, *rest)
 
-    monkeypatch.setattr(synthesize, "optimise_images", spy)
+    monkeypatch.setattr(synthesize, "ImageOptimisation", spy)
     made(ipc=2, **differences)
     assert len(calls) == 2
     drawn = data.draw_real(digits.train, 10, 2, setting.synthesis.seed)
@@ -285,29 +287,51 @@ def test_teacher_is_left_as_it_was(made, tiny_teacher):
     assert not any(layer.training for layer in tiny_teacher.network.modules())
 
 
-def test_interrupted_synthesis_goes_on_to_the_same_bits(digits, tiny_teacher, tiny_setting, tmp_path, monkeypatch, cpu):
-    setting = tiny_setting(ipc=3)
+@pytest.mark.parametrize("between_class_batches", ["restored", "kept"])
+@pytest.mark.parametrize("breaks_after", [3, 8, 11, 22])
+def test_interrupted_synthesis_goes_on_to_the_same_bits(
+    breaks_after, between_class_batches, digits, tiny_teacher, tiny_setting, tmp_path, monkeypatch, cpu
+):
+    """Two ipc indices of two class batches of six iterations: broken within and between them."""
+    stage = {"iterations": 6, "classes_per_batch": 5, "weights_between_class_batches": between_class_batches}
+    setting = tiny_setting(ipc=2, authors=True, synthesis={**stage, "rho": 0.5, "storage": "png"})
     unbroken = synthesize.synthesize_or_load(setting, digits, tiny_teacher, cpu)
 
     monkeypatch.setenv("DWA_ROOT", str(tmp_path / "broken"))
     monkeypatch.setattr(store, "CHECKPOINT_SECONDS", 0)
-    original, calls = synthesize.optimise_images, []
+    original, steps = synthesize.ImageOptimisation.step, []
 
-    def breaking(*arguments):
-        calls.append(arguments)
-        if len(calls) == 3:
+    def breaking(batch):
+        steps.append(batch)
+        if len(steps) == breaks_after + 1:
             raise RuntimeError("power cut")
-        return original(*arguments)
+        original(batch)
 
-    monkeypatch.setattr(synthesize, "optimise_images", breaking)
+    monkeypatch.setattr(synthesize.ImageOptimisation, "step", breaking)
     with pytest.raises(RuntimeError, match="power cut"):
         synthesize.synthesize_or_load(setting, digits, tiny_teacher, cpu)
     resumed = synthesize.synthesize_or_load(setting, digits, tiny_teacher, cpu)
-    assert len(calls) == 4  # two before the break, the broken one, and that one again
+    assert len(steps) == 24 + 1  # only the broken step was taken twice
     assert torch.equal(resumed.images_uint8, unbroken.images_uint8)
     assert resumed.record["losses_first_batch"] == unbroken.record["losses_first_batch"]
     assert resumed.record["files"] == unbroken.record["files"]
     assert not list((tmp_path / "broken" / "artifacts" / "checkpoints").iterdir())
+
+
+def test_batches_side_by_side_end_as_they_do_one_after_the_other(digits, tiny_teacher, tiny_setting, cpu):
+    setting = tiny_setting(ipc=2, synthesis={"classes_per_batch": 5})
+    drawn = data.draw_real(digits.train, 10, 2, seed=0)
+
+    def prepared():
+        return list(synthesize.prepare(setting, digits, tiny_teacher.network, cpu, drawn, skip=0))
+
+    together, apart = prepared(), prepared()
+    assert len(together) == 4
+    synthesize.optimise(together)
+    for one, other in zip(apart, together, strict=True):
+        synthesize.optimise([one])
+        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.losses, other.losses)
 
 
 # ------------------------------------------------------------------------------------------ distilled sets

@@ -1,0 +1,57 @@
+"""Fast synthesis against the plain loop of benchmarks/, and bf16 against fp32: the same work with the same result."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from dwa_core import augment, data, models, settings
+from dwa_core.synthesize import ImageOptimisation, optimise
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+import plain
+
+
+@pytest.mark.parametrize("name", ["convnet-16", "resnet18"])
+def test_fast_and_plain_synthesis_agree_in_float64_after_ten_iterations(name):
+    setting = settings.resolve({"preset": "cifar100", "profile": "test", "name": "plain"})
+    network = models.build(name, 10, "small", 16, seed=0).double()
+    with torch.no_grad():
+        for layer in network.modules():
+            if isinstance(layer, torch.nn.BatchNorm2d):
+                layer.running_mean.normal_(generator=torch.Generator().manual_seed(1))
+                layer.running_var.uniform_(0.5, 2, generator=torch.Generator().manual_seed(2))
+    network = network.eval().requires_grad_(False)
+    random = torch.Generator().manual_seed(0)
+    pixels = torch.rand(4, 3, 16, 16, dtype=torch.float64, generator=random)
+    images = augment.normalise(pixels, setting.images.mean, setting.images.std)
+    views = augment.draw_views(10, 16, setting.synthesis.roll, False, 0)
+    arguments = (images, torch.arange(4), views, setting.synthesis, setting.images.mean, setting.images.std)
+    *_, slow = plain.synthesis_steps(models.frozen_copy(network), *arguments)
+    batch = ImageOptimisation(models.frozen_copy(network), *arguments, torch.float64)
+    optimise([batch])
+    fast = batch.images.detach()
+    assert (fast - slow).norm() <= 1e-9 * slow.norm()
+    assert (fast - images).abs().max() > 0.1, "ten iterations move the images, or this compares nothing"
+
+
+def test_losses_in_bf16_end_within_the_spread_of_three_seeds_in_fp32(digits, tiny_teacher, tiny_setting):
+    """Cross-entropy and BatchNorm terms, averaged over the last 30 of 300 iterations."""
+    setting = tiny_setting(synthesis={"iterations": 300})
+    stage, images = setting.synthesis, setting.images
+
+    def last_losses(seed: int, precision: torch.dtype) -> torch.Tensor:
+        chosen = data.draw_real(digits.train, 10, 1, seed)[0]
+        initial = augment.normalise(augment.to_unit_range(digits.train.pictures(chosen)), images.mean, images.std)
+        views = augment.draw_views(stage.iterations, 16, [0, 2], False, seed)
+        network = models.frozen_copy(tiny_teacher.network)
+        labels = torch.arange(10)
+        batch = ImageOptimisation(network, initial, labels, views, stage, images.mean, images.std, precision)
+        optimise([batch])
+        return batch.losses[-30:, :2].mean(0)
+
+    exact = torch.stack([last_losses(seed, torch.float32) for seed in range(3)])
+    rough = last_losses(0, torch.bfloat16)
+    spread = exact.max(0).values - exact.min(0).values
+    assert ((rough - exact.mean(0)).abs() <= spread).all(), (rough, exact)
