@@ -19,7 +19,7 @@ TABLES := results/$(PROFILE)/table_01.md
 FIGURES := $(addprefix figures/$(PROFILE)/,accuracy.svg losses.svg gallery.svg)
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce test lab environment publish clean distclean
+.PHONY: help reproduce test bench bench-growth lab environment publish clean distclean
 .DELETE_ON_ERROR:
 
 help: ## list these targets
@@ -37,6 +37,12 @@ test: $(ENVIRONMENT) ## the tests, and ruff's checks of code and notebooks
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/python -m pytest
+
+bench: $(ENVIRONMENT) ## time per step of ours beside a plain loop, at most 5 minutes on a quiet machine
+	$(VENV)/bin/python benchmarks/bench.py
+
+bench-growth: $(ENVIRONMENT) ## how time and memory of synthesis grow with ipc, classes and side
+	$(VENV)/bin/python benchmarks/growth.py
 
 lab: $(ENVIRONMENT) ## open JupyterLab on notebooks/
 	$(VENV)/bin/jupyter lab --notebook-dir notebooks

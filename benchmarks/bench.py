@@ -45,8 +45,8 @@ ON_CPU = [
     ("synthesis", "cifar100", "resnet18", 100),
     ("synthesis", "cifar100", "convnet-128", 100),
     ("synthesis", "cifar10", "convnet-128", 10),
-    ("teacher", "cifar10", "convnet-128", 1_280),
-    ("student", "cifar10", "convnet-128", 500),
+    ("teacher", "cifar10", "convnet-128", 640),
+    ("student", "cifar10", "convnet-128", 256),
 ]
 
 
@@ -109,7 +109,7 @@ def plain_seconds(arguments: tuple, with_loader: bool) -> dict:
         views = case.views((REPEATS + 1) * per_repeat)
         stage = case.setting.synthesis
         steps = plain.synthesis_steps(network.eval(), *case.one_batch(), views, stage, case.mean, case.std)
-        return {"seconds": seconds_of(case, steps, per_repeat), **peak_memory(case)}
+        return {"seconds": seconds_of(case, steps, per_repeat), **peak_memory(case.device)}
     if with_loader:
         batches = itertools.chain.from_iterable(
             plain.loader(case.pixels, case.labels, case.setting, case.batch) for _ in itertools.count()
@@ -121,7 +121,7 @@ def plain_seconds(arguments: tuple, with_loader: bool) -> dict:
     else:
         steps = plain.student_steps(network, case.network(1).train(), batches, case.training, case.device)
     per_repeat = -(-len(case.labels) // case.batch)  # one epoch, so that each repeat starts the workers once
-    return {"seconds": seconds_of(case, steps, per_repeat), **peak_memory(case)}
+    return {"seconds": seconds_of(case, steps, per_repeat), **peak_memory(case.device)}
 
 
 def our_seconds(arguments: tuple) -> dict:
@@ -144,7 +144,7 @@ def our_seconds(arguments: tuple) -> dict:
         fast = [models.Graphed(one().step, case.device) for _ in range(at_once)]
         steps = ([step() for step in fast] + [step.join() for step in fast] for _ in itertools.count())
         seconds = seconds_of(case, steps, per_repeat) / at_once
-        return {"seconds": seconds, "flop": counter.get_total_flops(), **peak_memory(case)}
+        return {"seconds": seconds, "flop": counter.get_total_flops(), **peak_memory(case.device)}
     teacher = models.cast_weights(models.frozen_copy(models.on_device(case.network(1), case.device)), case.precision)
     split = Resident(case.pixels, case.labels, case.device)
     marks = []
@@ -182,12 +182,12 @@ def our_seconds(arguments: tuple) -> dict:
     )
     seconds = statistics.median(b - a for a, b in itertools.pairwise(marks[1:]))
     steps_per_epoch = -(-len(case.labels) // case.batch)
-    return {"seconds": seconds / steps_per_epoch, "flop": counter.get_total_flops(), **peak_memory(case)}
+    return {"seconds": seconds / steps_per_epoch, "flop": counter.get_total_flops(), **peak_memory(case.device)}
 
 
-def peak_memory(case: Case) -> dict:
+def peak_memory(device: torch.device) -> dict:
     """MB: of tensors on a GPU; of the whole process on a CPU, which is mostly the libraries."""
-    if case.device.type == "cuda":
+    if device.type == "cuda":
         return {"peak_memory_mb": torch.cuda.max_memory_allocated() / 1e6}
     return {"peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3}
 

@@ -1,0 +1,95 @@
+"""How time and memory of synthesis grow with ipc, classes and side; `make bench-growth` calls it.
+
+Each point runs `dwa_core.synthesize.synthesize` in a process of its own, on random images and an untrained
+network, with two iterations per batch. Writes results/bench/growth-DEVICE.json and figures/bench/growth-DEVICE.*.
+"""
+
+import re
+import statistics
+import time
+
+import matplotlib.pyplot as plt
+import torch
+from bench import alone, peak_memory
+
+from dwa_core import data, models, report, settings, store, synthesize
+
+NETWORK = "convnet-128"
+REPEATS = 3
+SMALL = {"iterations": 2, "steps": 1}
+IMAGES = 1000  # in the training part, at every point
+# One thing grows at a time: (ipc, classes, side, classes per batch).
+SERIES = {
+    "ipc": [(ipc, 10, 32, 10) for ipc in (1, 10, 100)],
+    "classes": [(1000 // classes, classes, 32, 10) for classes in (10, 100, 1000)],
+    "side": [(2, 10, side, 10) for side in (32, 64, 224)],
+}
+
+
+def grow(ipc: int, classes: int, side: int, per_batch: int) -> dict:
+    """Median seconds per image, number of images, and peak memory in MB of one synthesis."""
+    device = models.choose_device("auto")
+    setting = settings.resolve(
+        {
+            "preset": "cifar10",
+            "profile": "bench",
+            "name": "growth",
+            "network": NETWORK,
+            "ipc": ipc,
+            "images": {"side": side},
+            "synthesis": {**SMALL, "classes_per_batch": per_batch},
+        }
+    )
+    random = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (IMAGES, side, side, 3), dtype=torch.uint8, generator=random)
+    part = data.Resident(pixels, torch.arange(IMAGES) % classes, device)
+    images = data.ImageData("random", [str(n) for n in range(classes)], part, part, "random")
+    network = models.on_device(models.build(NETWORK, classes, setting.stem, side, seed=0), device)
+    teacher = network.eval().requires_grad_(False)
+    checkpoint = store.Checkpoint("growth")
+    times = []
+    for _ in range(1 + REPEATS):  # the first is a warm-up
+        started = time.perf_counter()
+        done, _ = synthesize.synthesize(setting, images, teacher, device, checkpoint)
+        times.append(time.perf_counter() - started)
+    seconds = statistics.median(times[1:])
+    return {"seconds per image": seconds / len(done), "images": len(done), **peak_memory(device)}
+
+
+def draw(rows: list[dict], stem: str) -> None:
+    """Time per image and peak memory of each series, as figures/bench/<stem>.svg and .png."""
+    report.use_style()
+    figure, axes = plt.subplots(2, len(SERIES), figsize=(10, 5.5))
+    for column, series in enumerate(SERIES):
+        chosen = [row for row in rows if row["series"] == series]
+        for axis, key, label in zip(
+            axes[:, column], ("seconds per image", "peak_memory_mb"), ("ms per image", "peak memory, MB"), strict=True
+        ):
+            factor = 1000 if key.startswith("seconds") else 1
+            axis.plot([row[series] for row in chosen], [factor * row[key] for row in chosen], "o-", color="black")
+            axis.set(xscale="log", xlabel=f"{series}{', px' if series == 'side' else ''}", ylabel=label)
+            axis.set_ylim(0, 1.15 * max(factor * row[key] for row in chosen))
+            axis.set_xticks([row[series] for row in chosen], [str(row[series]) for row in chosen])
+            axis.minorticks_off()
+    report.save_figure(figure, "bench", stem)
+
+
+def main() -> None:
+    device = models.choose_device("auto")
+    rows = []
+    for series, points in SERIES.items():
+        for ipc, classes, side, per_batch in points:
+            point = {"series": series, "ipc": ipc, "classes": classes, "side": side}
+            rows.append(point | alone(grow, ipc, classes, side, per_batch))
+            print(rows[-1], flush=True)
+    stem = "growth-" + re.sub(r"[^a-z0-9]+", "-", models.device_name(device).lower()).strip("-")
+    store.write_json(
+        settings.root() / "results" / "bench" / f"{stem}.json",
+        {"network": NETWORK, "synthesis": SMALL, "rows": rows, **store.provenance(device)},
+    )
+    draw(rows, stem)
+    print(f"written: results/bench/{stem}.json, figures/bench/{stem}.svg and .png")
+
+
+if __name__ == "__main__":
+    main()
