@@ -124,6 +124,8 @@ class Setting(Strict):
     seeds: Annotated[list[Seed], Field(min_length=1)]
     device: Literal["auto", "cpu", "cuda"]
     precision: Literal["auto", "bf16", "fp32"]
+    # Class-incremental learning: the classes come in so many tasks of equal size; 1 is all at once.
+    tasks: Count = 1
     images: Images
     teacher: TeacherStage
     synthesis: SynthesisStage
