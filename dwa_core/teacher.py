@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm import tqdm
 
-from dwa_core import models, store
-from dwa_core.augment import TEACHER
+from dwa_core import augment, models, store
+from dwa_core.augment import LAYERS, TEACHER
 from dwa_core.data import ImageData
 from dwa_core.settings import Setting, Training, changed
 
@@ -74,6 +74,7 @@ def train_and_store(setting: Setting, data: ImageData, device: torch.device, nam
             precision=precision,
             checkpoint=checkpoint,
             label="teacher",
+            key=(TEACHER, stage.seed),
         )
     with store.new_artifact("teachers", name) as folder:
         save_file(as_stored(network), folder / "model.safetensors")
@@ -141,6 +142,7 @@ def fit(
     precision: torch.dtype,
     checkpoint: store.Checkpoint,
     label: str,
+    key: tuple[int, ...],
 ) -> list[dict]:
     """Trains `network` in place for `stage.epochs`, from the checkpoint where there is one.
 
@@ -151,6 +153,7 @@ def fit(
         test_batches: () -> iterator of (inputs, labels), for the test every `stage.test_every` epochs and
             after the last.
         precision: of the forward pass; weights and optimiser stay in fp32.
+        key: what the layers that draw random numbers (dropout, drop-connect) depend on, beside the epoch.
 
     Returns: the curve, one dict per epoch: epoch (from 1), learning_rate, loss, and where tested top1, top5.
     """
@@ -169,14 +172,16 @@ def fit(
             group["lr"] = rate
         loss_of, losses = batch_loss(epoch), []
         network.train()
-        for inputs, labels in batches(epoch):
-            inputs, labels = inputs.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-            with models.autocast(device, precision):
-                loss = loss_of(inputs, labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.detach())
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(augment.key_to_seed(LAYERS, *key, epoch))
+            for inputs, labels in batches(epoch):
+                inputs, labels = inputs.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+                with models.autocast(device, precision):
+                    loss = loss_of(inputs, labels)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                losses.append(loss.detach())
         # The one read of an epoch: until here the host runs ahead of the device.
         entry = {"epoch": epoch + 1, "learning_rate": rate, "loss": torch.stack(losses).mean().item()}
         if (epoch + 1) % stage.test_every == 0 or epoch + 1 == stage.epochs:
