@@ -1,12 +1,14 @@
 """Relabel evaluation: a student trained from scratch on distilled images, labelled on the fly by the teacher."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dwa_core import augment, models, store
+from dwa_core import augment, diversity, models, store
 from dwa_core.augment import STUDENT
-from dwa_core.data import ImageData
+from dwa_core.data import ImageData, Resident
 from dwa_core.settings import RelabelStage, Setting
 from dwa_core.synthesize import DistilledSet
 from dwa_core.teacher import Teacher, fit
@@ -32,67 +34,130 @@ def use_batch_statistics(network: nn.Module) -> None:
             layer.momentum = 0.0
 
 
+def labeller(stage: RelabelStage, teacher: Teacher) -> nn.Module:
+    """The teacher's network as it labels: without gradients, its BatchNorm as the stage says."""
+    network = models.frozen_copy(teacher.network)
+    if stage.teacher_batch_statistics:
+        use_batch_statistics(network)
+    return network
+
+
 def evaluate(
     setting: Setting, data: ImageData, teacher: Teacher, distilled: DistilledSet, device: torch.device
 ) -> dict:
     """Trains one student with `setting.seed`, tests it, and writes and returns its record.
 
-    The student sees the distilled images alone; `data.test` is used for testing only.
+    The student sees the distilled images alone; `data.test` is used for testing and for measuring diversity only.
+    """
+    stage = setting.relabel
+    network, training = labeller(stage, teacher), distilled.split(device)
+
+    def batch_loss(student, images, _labels, mix):
+        images = mix(images)
+        with torch.no_grad():
+            teacher_logits = network(images)
+        return soft_label_loss(student(images).float(), teacher_logits.float(), stage)
+
+    measured = diversity.measure(setting, data, teacher.network, training, device)
+    curve, checkpoint = train_student(
+        setting, data, training, batch_loss, device, f"student {setting.seed}", distilled.artifact
+    )
+    seconds = {
+        "teacher": teacher.record["seconds"],
+        "synthesis": distilled.record["seconds"],
+        "student": checkpoint.seconds(),
+    }
+    record = {
+        **run_record(setting, data, seconds, device),
+        **student_record(setting, teacher, distilled, measured, curve),
+    }
+    store.write_json(setting.record_path(), record)
+    checkpoint.remove()
+    return record
+
+
+def train_student(
+    setting: Setting,
+    data: ImageData,
+    training: Resident,
+    batch_loss: Callable,
+    device: torch.device,
+    label: str,
+    *artifacts: str,
+) -> tuple[list[dict], store.Checkpoint]:
+    """Trains one student from scratch with `setting.seed`, from its checkpoint where there is one.
+
+    Args:
+        data: whose classes the student tells apart; of its images, the test images are used alone.
+        training: the distilled images.
+        batch_loss: (student, images, labels, mix) -> mean loss of a batch; `mix` mixes its images by the recipe.
+        artifacts: what the distilled images and their soft labels come from.
+
+    Returns: the curve, as teacher.fit does, and the checkpoint, to be removed once the result is stored.
     """
     stage, images = setting.relabel, setting.images
     std = images.std_after_teacher or images.std
-    precision = models.choose_precision(setting.precision, device)
     # By a key, so that student 0 does not begin with the very weights that teacher 0 began with.
     first_weights = augment.key_to_seed(STUDENT, setting.seed)
     student = models.build(setting.student, len(data.classes), setting.stem, images.side, first_weights)
     student = models.on_device(student, device)
-    labeller = models.frozen_copy(teacher.network)
-    if stage.teacher_batch_statistics:
-        use_batch_statistics(labeller)
-    training = distilled.split(device)
 
-    def batch_loss(epoch: int):
+    def epoch_loss(epoch: int):
         host = augment.host_random(STUDENT, setting.seed, epoch)
         random = augment.device_random(device, STUDENT, setting.seed, epoch, 1)
 
-        def loss_of(inputs, _):
-            inputs = augment.mix(inputs, stage.mixing, stage.mixing_alpha, host, random)
-            with torch.no_grad():
-                teacher_logits = labeller(inputs)
-            return soft_label_loss(student(inputs).float(), teacher_logits.float(), stage)
+        def mix(batch):
+            return augment.mix(batch, stage.mixing, stage.mixing_alpha, host, random)
 
-        return loss_of
+        return lambda batch, labels: batch_loss(student, batch, labels, mix)
 
     identity = store.digest(
-        setting.model_dump(exclude={"seeds", "device", "profile", "name"}),
-        distilled.artifact,
-        data.fingerprint,
+        setting.model_dump(exclude={"seeds", "shown_in", "device", "profile", "name"}), *artifacts, data.fingerprint
     )
     checkpoint = store.Checkpoint(f"student-{setting.profile}-{setting.name}-seed{setting.seed}-{identity}")
     curve = fit(
         student,
         stage,
         batches=lambda epoch: training.train_batches(stage, images.mean, std, STUDENT, setting.seed, epoch),
-        batch_loss=batch_loss,
+        batch_loss=epoch_loss,
         test_batches=lambda: data.test.test_batches(images.mean, std),
         device=device,
-        precision=precision,
+        precision=models.choose_precision(setting.precision, device),
         checkpoint=checkpoint,
-        label=f"student {setting.seed}",
+        label=label,
+        key=(STUDENT, setting.seed),
     )
-    record = make_record(setting, data, teacher, distilled, curve, precision, checkpoint.seconds(), device)
-    store.write_json(setting.record_path(), record)
-    checkpoint.remove()
-    return record
+    return curve, checkpoint
 
 
-def make_record(setting, data, teacher, distilled, curve, precision, seconds: float, device: torch.device) -> dict:
-    """All that a reader of one result needs: accuracies in percent, curve, settings, times, where it comes from."""
+# ----------------------------------------------------------------------------------------------- records
+
+
+def run_record(setting: Setting, data: ImageData, seconds: dict, device: torch.device) -> dict:
+    """What holds for a run as a whole: settings, data, wall time per stage, and where it was run."""
+    precision = models.choose_precision(setting.precision, device)
+    return {
+        "setting": setting.recorded(),
+        "data": {
+            "fingerprint": data.fingerprint,
+            "training_images": len(data.train),
+            "test_images": len(data.test),
+            "classes": len(data.classes),
+        },
+        "seconds": seconds,
+        "precision": str(precision).removeprefix("torch."),
+        **store.provenance(device),
+    }
+
+
+def student_record(
+    setting: Setting, teacher: Teacher, distilled: DistilledSet, measured: dict, curve: list[dict]
+) -> dict:
+    """What one student came to: accuracies in percent, curve, and the artifacts that it stands on."""
     tested = [entry for entry in curve if "top1" in entry]
     best = max(entry["top1"] for entry in tested)
     last = tested[-1]["top1"]
     return {
-        "setting": setting.recorded(),
         "accuracy": {
             "reported": best if setting.relabel.reported == "best" else last,
             "last": last,
@@ -102,17 +167,5 @@ def make_record(setting, data, teacher, distilled, curve, precision, seconds: fl
         "curve": curve,
         "teacher": {"artifact": teacher.artifact} | {key: teacher.record[key] for key in ("accuracy", "files")},
         "distilled": {"artifact": distilled.artifact, "files": distilled.record["files"]},
-        "data": {
-            "fingerprint": data.fingerprint,
-            "training_images": len(data.train),
-            "test_images": len(data.test),
-            "classes": len(data.classes),
-        },
-        "seconds": {
-            "teacher": teacher.record["seconds"],
-            "synthesis": distilled.record["seconds"],
-            "student": seconds,
-        },
-        "precision": str(precision).removeprefix("torch."),
-        **store.provenance(device),
+        "diversity": measured,
     }
