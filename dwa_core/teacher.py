@@ -27,21 +27,25 @@ class Teacher:
     record: dict
 
 
+def describe(setting: Setting, data_fingerprint: str) -> tuple[str, dict]:
+    """The name of the teacher's artifact, and what determines it: settings that agree in this share one teacher."""
+    described = {
+        "network": setting.network,
+        "stem": setting.stem,
+        "images": {key: getattr(setting.images, key) for key in ("side", "mean", "std")},
+        "stage": changed(setting.teacher),
+        "precision": setting.precision,
+        "data": data_fingerprint,
+    }
+    return f"{setting.dataset}-{setting.network}-{store.digest(described)}", described
+
+
 def train_or_load(setting: Setting, data: ImageData, device: torch.device) -> Teacher:
     """The teacher of `setting`: the stored one, or one trained on `data.train`, stored, and loaded again.
 
     Weights are stored in fp16, BatchNorm in fp32; the accuracy in the record is that of the stored weights.
     """
-    stage = setting.teacher
-    described = {
-        "network": setting.network,
-        "stem": setting.stem,
-        "images": {key: getattr(setting.images, key) for key in ("side", "mean", "std")},
-        "stage": changed(stage),
-        "precision": setting.precision,
-        "data": data.fingerprint,
-    }
-    name = f"{setting.dataset}-{setting.network}-{store.digest(described)}"
+    name, described = describe(setting, data.fingerprint)
     with store.lock("teachers", name):
         if store.find("teachers", name) is None:
             train_and_store(setting, data, device, name, described)
