@@ -60,15 +60,10 @@ def evaluate(
 
     measured = diversity.measure(setting, data, teacher.network, training, device)
     curve, checkpoint = train_student(
-        setting, data, training, batch_loss, device, f"student {setting.seed}", distilled.artifact
+        setting, data, training, batch_loss, device, f"student {setting.seed}", [distilled.artifact]
     )
-    seconds = {
-        "teacher": teacher.record["seconds"],
-        "synthesis": distilled.record["seconds"],
-        "student": checkpoint.seconds(),
-    }
     record = {
-        **run_record(setting, data, seconds, device),
+        **run_record(setting, data, stage_seconds(teacher, distilled, checkpoint), device),
         **student_record(setting, teacher, distilled, measured, curve),
     }
     store.write_json(setting.record_path(), record)
@@ -83,7 +78,7 @@ def train_student(
     batch_loss: Callable,
     device: torch.device,
     label: str,
-    *artifacts: str,
+    artifacts: list[str],
 ) -> tuple[list[dict], store.Checkpoint]:
     """Trains one student from scratch with `setting.seed`, from its checkpoint where there is one.
 
@@ -91,7 +86,8 @@ def train_student(
         data: whose classes the student tells apart; of its images, the test images are used alone.
         training: the distilled images.
         batch_loss: (student, images, labels, mix) -> mean loss of a batch; `mix` mixes its images by the recipe.
-        artifacts: what the distilled images and their soft labels come from.
+        label: of the progress bar.
+        artifacts: the distilled sets that the images come from.
 
     Returns: the curve, as teacher.fit does, and the checkpoint, to be removed once the result is stored.
     """
@@ -111,10 +107,7 @@ def train_student(
 
         return lambda batch, labels: batch_loss(student, batch, labels, mix)
 
-    identity = store.digest(
-        setting.model_dump(exclude={"seeds", "shown_in", "device", "profile", "name"}), *artifacts, data.fingerprint
-    )
-    checkpoint = store.Checkpoint(f"student-{setting.profile}-{setting.name}-seed{setting.seed}-{identity}")
+    checkpoint = store.Checkpoint(f"student-{student_name(setting, data, artifacts)}")
     curve = fit(
         student,
         stage,
@@ -130,7 +123,23 @@ def train_student(
     return curve, checkpoint
 
 
+def student_name(setting: Setting, data: ImageData, artifacts: list[str]) -> str:
+    """A name of what `setting` makes of these distilled sets and data, for checkpoints."""
+    settings = setting.model_dump(exclude={"seeds", "shown_in", "device", "profile", "name"})
+    identity = store.digest(settings, *artifacts, data.fingerprint)
+    return f"{setting.profile}-{setting.name}-seed{setting.seed}-{identity}"
+
+
 # ----------------------------------------------------------------------------------------------- records
+
+
+def stage_seconds(teacher: Teacher, distilled: DistilledSet, student: store.Checkpoint) -> dict:
+    """Wall time of each stage."""
+    return {
+        "teacher": teacher.record["seconds"],
+        "synthesis": distilled.record["seconds"],
+        "student": student.seconds(),
+    }
 
 
 def run_record(setting: Setting, data: ImageData, seconds: dict, device: torch.device) -> dict:
