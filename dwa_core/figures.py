@@ -30,12 +30,13 @@ def use_style() -> None:
     plt.rcParams["svg.hashsalt"] = "dwa"
 
 
-def save(figure: Figure, profile: str, name: str, caption: str) -> Path:
-    """Writes figures/<profile>/<name>.svg and .png, the caption as their Description; returns the path of the .svg."""
+def save(figure: Figure, profile: str, name: str, title: str, caption: str) -> Path:
+    """Writes figures/<profile>/<name>.svg and .png, title and caption as metadata; returns the path of the .svg."""
     folder = settings.root() / "figures" / profile
     folder.mkdir(parents=True, exist_ok=True)
-    figure.savefig(folder / f"{name}.png", dpi=150, metadata={"Description": caption, "Software": None})
-    figure.savefig(folder / f"{name}.svg", metadata={"Description": caption, "Date": None})
+    about = {"Title": title, "Description": caption}
+    figure.savefig(folder / f"{name}.png", dpi=150, metadata={**about, "Software": None})
+    figure.savefig(folder / f"{name}.svg", metadata={**about, "Date": None})
     return folder / f"{name}.svg"
 
 
@@ -220,7 +221,7 @@ def variance_curves(runs: list[Run]) -> Figure:
 def distance_bars(runs: list[Run]) -> Figure:
     """Feature distance within class of up to ten classes drawn at random, a bar for each distilled set."""
     sets = {}
-    for setting, _, record in runs:
+    for setting, _, record in sorted(runs, key=lambda run: coupling(run.setting), reverse=True):
         if record is not None and "diversity" in record:
             label = ", ".join([METHODS[setting["method"]], *coupling(setting)])
             coefficient = setting["synthesis"]["r_bn"] * setting["synthesis"]["r_var"]

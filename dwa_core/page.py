@@ -2,6 +2,7 @@
 
 import statistics
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 from PIL import Image
@@ -10,36 +11,41 @@ from dwa_core import report, settings
 from dwa_core.report import Run
 
 
-def tables(profile: str) -> dict[str, str]:
-    """The Markdown of each table that is there, by its file's name without ending, its headings two levels lower."""
-    paths = sorted((settings.root() / "results" / profile).glob("table_*.md"))
-    return {path.stem: path.read_text().replace("\n## ", "\n#### ").replace("# ", "### ", 1) for path in paths}
+class Shown(NamedTuple):
+    """One table or figure: title, what is said of it as Markdown (of a table all of it), and its file."""
+
+    title: str
+    text: str
+    path: Path
 
 
-def figures(profile: str) -> dict[str, tuple[Path, str]]:
-    """The PNG and the caption of each figure that is there, by its file's name without ending."""
-    paths = sorted((settings.root() / "figures" / profile).glob("*.png"))
-    return {path.stem: (path, caption(path)) for path in paths}
+def tables(profile: str) -> dict[str, Shown]:
+    """Each table that is there, by its file's name without ending; headings inside two levels lower."""
+    found = {}
+    for path in sorted((settings.root() / "results" / profile).glob("table_*.md")):
+        title, _, text = path.read_text().partition("\n")
+        title = title.removeprefix("# ").removesuffix(f", profile {profile}")
+        found[path.stem] = Shown(title, text.replace("\n## ", "\n#### "), path)
+    return found
 
 
-def caption(path: Path) -> str:
-    """The caption that `figures.save` has written into a PNG."""
-    with Image.open(path) as picture:
-        return picture.text["Description"]
+def figures(profile: str) -> dict[str, Shown]:
+    """Each figure that is there, by "figure_" and its file's name: the title and caption that are kept in its PNG."""
+    found = {}
+    for path in sorted((settings.root() / "figures" / profile).glob("*.png")):
+        with Image.open(path) as picture:
+            found[f"figure_{path.stem}"] = Shown(picture.text["Title"], picture.text["Description"], path)
+    return found
 
 
 def contents(profile: str, runs: list[Run]) -> str:
     """How many runs have records, and links to the anchors of all tables and figures, as Markdown."""
-    done = report.records(runs)
-    names = {
-        "Tables": [(name, name.replace("_", " ").replace(" 0", " ")) for name in tables(profile)],
-        "Figures": [(f"figure_{name}", name.replace("_", " ")) for name in figures(profile)],
-    }
-    lines = [f"Of {len(runs)} runs that the settings of this profile ask for, {len(done)} have records."]
-    for kind, entries in names.items():
-        lines.append(f"{kind}: " + ", ".join(f"[{shown}](#{name})" for name, shown in entries) + ".")
-    lines.append("Then: [where the records come from](#provenance), [what is not run yet](#missing).")
-    return "\n\n".join(lines)
+    done = len(report.records(runs))
+    shown = tables(profile) | figures(profile)
+    lines = [f"- [{entry.title}](#{name})" for name, entry in shown.items()]
+    lines += ["- [Where the records come from](#provenance)", "- [What is not run yet](#missing)"]
+    head = f"Profile `{profile}`: of {len(runs)} runs that its settings ask for, {done} have records."
+    return head + "\n\n" + "\n".join(lines)
 
 
 def origins(runs: list[Run]) -> pd.DataFrame:

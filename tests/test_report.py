@@ -311,7 +311,7 @@ def test_distance_bars_show_the_same_classes_of_both_sets(add):
     axis = figures.distance_bars(report.runs_of("trial", "table-1")).axes[0]
     classes = [int(label.get_text()) for label in axis.get_xticklabels()]
     assert len(set(classes)) == 10
-    coupled, decoupled = ([bar.get_height() for bar in container] for container in axis.containers)
+    decoupled, coupled = ([bar.get_height() for bar in container] for container in axis.containers)
     assert decoupled == pytest.approx([0.5 + label / 100 for label in classes])
     assert coupled == pytest.approx([0.1 + label / 100 for label in classes])
 
@@ -326,11 +326,11 @@ def test_figure_of_nothing_says_so(draw, add):
     assert "yet" in text.get_text()
 
 
-def test_caption_is_kept_in_both_files(tmp_path):
-    path = figures.save(figures.nothing_to_draw("nothing"), "trial", "name", "What is λ?")
+def test_title_and_caption_are_kept_in_both_files(tmp_path):
+    path = figures.save(figures.nothing_to_draw("nothing"), "trial", "name", "Coefficient", "What is λ?")
     assert path == tmp_path / "figures" / "trial" / "name.svg"
     assert "What is λ?" in path.read_text()
-    assert page.figures("trial") == {"name": (path.with_suffix(".png"), "What is λ?")}
+    assert page.figures("trial") == {"figure_name": ("Coefficient", "What is λ?", path.with_suffix(".png"))}
 
 
 # ---------------------------------------------------------------------------------------------- report page
@@ -345,4 +345,4 @@ def test_page_counts_shared_teachers_once(add):
     assert durations.loc["teacher", "together, h"] == "1.00"
     assert page.origins(runs)["records"].tolist() == [2, 1]
     assert page.origins(runs)["revision"].tolist() == ["0123456789", "0123456789, with changes"]
-    assert "Of 6 runs that the settings of this profile ask for, 3 have records." in page.contents("trial", runs)
+    assert "of 6 runs that its settings ask for, 3 have records" in page.contents("trial", runs)
