@@ -6,32 +6,63 @@ VENV := .venv
 ENVIRONMENT := $(VENV)/installed
 RUN := $(VENV)/bin/python notebooks/run.py
 comma := ,
+# Every rule is written out: make need not try its own on some thousand names.
+MAKEFLAGS += --no-builtin-rules
 # Targets lie in this folder, so what they run must write here.
 unexport DWA_ROOT
 
-# The student seeds of a settings file, from its line `seeds: [0, 1, 2]`; without one, seed 0.
-seeds_of = $(or $(subst $(comma), ,$(shell sed -n 's/^seeds: *\[\(.*\)\].*/\1/p' $(1))),0)
-records_of = $(foreach seed,$(call seeds_of,$(1)),$(patsubst settings/%.yaml,results/%,$(1))-seed$(seed).json)
-
+# One word per settings file, in one pass over all: demo/digits-dwa-ipc10|0,1,2|table-1,figure-gain from its lines
+# `seeds: [0, 1, 2]` and `shown_in: [table-1, figure-gain]`. What stands there without these lines is as in
+# dwa_core/presets.py and dwa_core/settings.py.
 SETTINGS := $(wildcard settings/*/*.yaml)
-RECORDS := $(foreach file,$(wildcard settings/$(PROFILE)/*.yaml),$(call records_of,$(file)))
-TABLES := results/$(PROFILE)/table_01.md
-FIGURES := $(addprefix figures/$(PROFILE)/,accuracy.svg losses.svg gallery.svg)
+define AWK
+function setting() { if (name) print name "|" seeds "|" shown_in }
+function values(line) { gsub(/^[^[]*\[|\].*$$| /, "", line); return line }
+FNR == 1 { setting(); seeds = 0; shown_in = "table-1,figure-accuracy,figure-losses,figure-gallery"; name = FILENAME
+           sub(/^settings\//, "", name); sub(/\.yaml$$/, "", name) }
+/^seeds: *\[/ { seeds = values($$0) }
+/^shown_in: *\[/ { shown_in = values($$0) }
+END { setting() }
+endef
+RUNS := $(if $(SETTINGS),$(shell awk '$(AWK)' $(SETTINGS)))
+field = $(word $(1),$(subst |, ,$(2)))
+values = $(subst $(comma), ,$(call field,$(1),$(2)))
+records_of = $(foreach seed,$(call values,2,$(1)),results/$(call field,1,$(1))-seed$(seed).json)
+
+RUNS_OF_PROFILE := $(filter $(PROFILE)/%,$(RUNS))
+RECORDS := $(foreach run,$(RUNS_OF_PROFILE),$(call records_of,$(run)))
+
+# notebooks/table_01.ipynb makes table-1, notebooks/figure_steps_rho.ipynb makes figure-steps-rho.
+product_of = $(patsubst table-0%,table-%,$(subst _,-,$(basename $(notdir $(1)))))
+NOTEBOOKS := $(wildcard notebooks/table_*.ipynb notebooks/figure_*.ipynb)
+shown = $(sort $(foreach run,$(1),$(call values,3,$(run))))
+# Those that a setting of the profile is shown in, and those that need no settings at all, such as hyper-parameters.
+WANTED := $(call shown,$(RUNS_OF_PROFILE)) $(filter-out $(call shown,$(RUNS)),$(foreach n,$(NOTEBOOKS),$(call product_of,$n)))
+CHOSEN := $(foreach n,$(NOTEBOOKS),$(if $(filter $(call product_of,$n),$(WANTED)),$n))
+TABLES := $(patsubst notebooks/%.ipynb,results/$(PROFILE)/%.md,$(filter notebooks/table_%,$(CHOSEN)))
+FIGURES := $(patsubst notebooks/figure_%.ipynb,figures/$(PROFILE)/%.svg,$(filter notebooks/figure_%,$(CHOSEN)))
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce test bench bench-growth lab environment publish clean distclean
+.PHONY: help reproduce plan settings test bench bench-growth lab environment publish clean distclean
 .DELETE_ON_ERROR:
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  make results/PROFILE/SETTING.json   run one setting, all its seeds"
+	@echo "  make TABLE or FIGURE, with all it needs: $(foreach n,$(NOTEBOOKS),$(call product_of,$n))"
 	@echo "PROFILE=demo (digits, minutes), lite (CIFAR-10 on a CPU, hours) or paper (GPU); now $(PROFILE)"
 
 reproduce: $(TABLES) $(FIGURES) ## every record, table and figure of PROFILE, as far as it is not there yet
-	@cat results/$(PROFILE)/table_01.md
+	@cat $(firstword $(TABLES)) < /dev/null
 	@echo
 	@echo "Tables:  $(TABLES) and .csv"
 	@echo "Figures: $(FIGURES) and .png"
+
+plan: $(ENVIRONMENT) ## what of PROFILE is done and what is missing, with the hours it takes where they were measured
+	@$(VENV)/bin/python -m dwa_core.plan $(PROFILE)
+
+settings: $(ENVIRONMENT) ## write the settings files of demo and paper anew from settings/grid.yaml
+	@$(VENV)/bin/python -m dwa_core.grid
 
 test: $(ENVIRONMENT) ## the tests, and ruff's checks of code and notebooks
 	$(VENV)/bin/ruff check .
@@ -68,20 +99,23 @@ $(ENVIRONMENT): requirements.lock pyproject.toml
 	$(VENV)/bin/python -m pip install --disable-pip-version-check --quiet --no-deps -e .
 	touch $@
 
-# One record per seed of each settings file. $(1): the file; $(2): a seed.
-define record_rule
-$(patsubst settings/%.yaml,results/%,$(1))-seed$(2).json: $(1) | $(ENVIRONMENT)
-	@$$(RUN) $(1) --seed $(2)
+# One record per seed of each settings file, and all of a file's records. $(1): a word of RUNS.
+define setting_rules
+.PHONY: results/$(call field,1,$(1)).json
+results/$(call field,1,$(1)).json: $(call records_of,$(1))
+$(call records_of,$(1)): results/$(call field,1,$(1))-seed%.json: settings/$(call field,1,$(1)).yaml | $(ENVIRONMENT)
+	@$$(RUN) $$< --seed $$*
 endef
-define setting_rule
-.PHONY: $(patsubst settings/%.yaml,results/%,$(1)).json
-$(patsubst settings/%.yaml,results/%,$(1)).json: $(call records_of,$(1))
+$(foreach run,$(RUNS),$(eval $(call setting_rules,$(run))))
+
+REPORTING := $(wildcard dwa_core/report.py dwa_core/tables.py dwa_core/figures.py)
+# A table or figure from the records of the settings that are shown in it. $(1): its notebook; $(2): its file.
+shown_in = $(foreach run,$(RUNS_OF_PROFILE),$(if $(filter $(1),$(call values,3,$(run))),$(call records_of,$(run))))
+define product_rules
+.PHONY: $(call product_of,$(1))
+$(call product_of,$(1)): $(2)
+$(2): $(1) $(REPORTING) $(call shown_in,$(call product_of,$(1))) | $(ENVIRONMENT)
+	@$$(RUN) $$< --profile $$(PROFILE)
 endef
-$(foreach file,$(SETTINGS),$(foreach seed,$(call seeds_of,$(file)),$(eval $(call record_rule,$(file),$(seed)))))
-$(foreach file,$(SETTINGS),$(eval $(call setting_rule,$(file))))
-
-results/$(PROFILE)/table_%.md: notebooks/table_%.ipynb dwa_core/report.py $(RECORDS) | $(ENVIRONMENT)
-	@$(RUN) $< --profile $(PROFILE)
-
-figures/$(PROFILE)/%.svg: notebooks/figure_%.ipynb dwa_core/report.py $(RECORDS) | $(ENVIRONMENT)
-	@$(RUN) $< --profile $(PROFILE)
+$(foreach n,$(filter notebooks/table_%,$(NOTEBOOKS)),$(eval $(call product_rules,$n,$(n:notebooks/%.ipynb=results/$(PROFILE)/%.md))))
+$(foreach n,$(filter notebooks/figure_%,$(NOTEBOOKS)),$(eval $(call product_rules,$n,$(n:notebooks/figure_%.ipynb=figures/$(PROFILE)/%.svg))))

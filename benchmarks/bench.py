@@ -179,6 +179,7 @@ def our_seconds(arguments: tuple) -> dict:
         precision=case.precision,
         checkpoint=store.Checkpoint("bench"),
         label="bench",
+        key=(0,),
     )
     seconds = statistics.median(b - a for a, b in itertools.pairwise(marks[1:]))
     steps_per_epoch = -(-len(case.labels) // case.batch)

@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 import torch
 from bench import alone, peak_memory
 
-from dwa_core import data, models, report, settings, store, synthesize
+from dwa_core import data, figures, models, settings, store, synthesize
 
 NETWORK = "convnet-128"
 REPEATS = 3
@@ -58,7 +58,7 @@ def grow(ipc: int, classes: int, side: int, per_batch: int) -> dict:
 
 def draw(rows: list[dict], stem: str) -> None:
     """Time per image and peak memory of each series, as figures/bench/<stem>.svg and .png."""
-    report.use_style()
+    figures.use_style()
     figure, axes = plt.subplots(2, len(SERIES), figsize=(10, 5.5))
     for column, series in enumerate(SERIES):
         chosen = [row for row in rows if row["series"] == series]
@@ -71,7 +71,12 @@ def draw(rows: list[dict], stem: str) -> None:
             axis.set_ylim(0, 1.15 * max(factor * row[key] for row in chosen))
             axis.set_xticks([row[series] for row in chosen], [str(row[series]) for row in chosen])
             axis.minorticks_off()
-    report.save_figure(figure, "bench", stem)
+    caption = (
+        f"Synthesis with {NETWORK}, {SMALL['iterations']} iterations and one step of weight adjustment per batch of 10 "
+        f"images, {IMAGES} training images. Top: median of {REPEATS} runs. Bottom: the whole process, or the tensors on "
+        "a GPU."
+    )
+    figures.save(figure, "bench", stem, "How synthesis grows", caption)
 
 
 def main() -> None:

@@ -254,6 +254,15 @@ def draw_real(split: "Resident | Streamed", classes: int, ipc: int, seed: int) -
     return torch.from_numpy(np.stack(columns, axis=1))
 
 
+def of_classes(data: ImageData, classes: list[int]) -> ImageData:
+    """The part of `data` that `classes` are, labels of it without repetition; they become 0, 1, ... in that order."""
+    renumbered = torch.full((len(data.classes),), -1)
+    renumbered[classes] = torch.arange(len(classes))
+    train, test = (part.relabelled(renumbered[part.labels.cpu()]) for part in (data.train, data.test))
+    names = [data.classes[label] for label in classes]
+    return ImageData(data.name, names, train, test, store.digest(data.fingerprint, classes))
+
+
 class Resident:
     """Images kept on the device as bytes (N, H, W, 3), with their labels (N,)."""
 
@@ -266,6 +275,11 @@ class Resident:
     def pictures(self, indices: torch.Tensor) -> torch.Tensor:
         """The images of `indices` as bytes."""
         return self.images_uint8[indices.to(self.device)]
+
+    def relabelled(self, labels: torch.Tensor) -> "Resident":
+        """The images with `labels` (N,) instead of their own, without those whose label is negative."""
+        labels = labels.to(self.device)
+        return Resident(self.images_uint8[labels >= 0], labels[labels >= 0], self.device)
 
     def train_batches(self, stage: Training, mean, std, *key: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """One epoch, shuffled: augmented, normalised images (B, 3, H, W) and labels; it depends on `key` alone."""
@@ -315,6 +329,11 @@ class Streamed:
             except (OSError, SyntaxError, ValueError) as error:
                 raise InputError(f"dataset: training image number {index} cannot be read; {error}") from None
         return torch.from_numpy(np.stack(chosen))
+
+    def relabelled(self, labels: torch.Tensor) -> "Streamed":
+        """As Resident.relabelled; the files stay as they are."""
+        dataset = self.dataset.remove_columns("label").add_column("label", labels.numpy())
+        return Streamed(dataset.select((labels >= 0).nonzero()[:, 0].numpy()), self.side)
 
     def train_batches(self, stage: Training, mean, std, *key: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """As Resident.train_batches, with a crop resized as PIL does."""

@@ -6,14 +6,18 @@ import re
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 import torchvision
 from torch import nn
 
 from dwa_core.settings import InputError
 
+# Every builder takes the network's name, the number of classes and the side of the images.
 
-def convnet(width: int, classes: int, side: int) -> nn.Module:
+
+def convnet(name: str, classes: int, side: int) -> nn.Module:
     """ConvNet of the field: three blocks of 3x3 convolution, BatchNorm, ReLU, 2x2 average pool; one linear layer."""
+    width = int(name.removeprefix("convnet-"))
     layers, channels = [], 3
     for _ in range(3):
         layers += [
@@ -26,36 +30,142 @@ def convnet(width: int, classes: int, side: int) -> nn.Module:
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(width * (side // 8) ** 2, classes))
 
 
-def resnet(name: str, classes: int, stem: str) -> nn.Module:
-    """torchvision's ResNet, with the "small" stem of the field (3x3 stride 1, no max-pool) or its own."""
-    network = torchvision.models.get_model(name, weights=None, num_classes=classes)
-    if stem == "small":
-        # torchvision's 7x7 stride 2 and max-pool leave an image of 32 px only 8 px wide.
-        network.conv1 = nn.Conv2d(3, 64, 3, stride=1, padding=1, bias=False)
-        network.maxpool = nn.Identity()
+def of_torchvision(name: str, classes: int, _side: int, **settings) -> nn.Module:
+    """torchvision's own network, without weights."""
+    return torchvision.models.get_model(name, weights=None, num_classes=classes, **settings)
+
+
+def small_resnet(name: str, classes: int, side: int) -> nn.Module:
+    """ResNet with the small stem of the field: 3x3 stride 1, no max-pool."""
+    network = of_torchvision(name, classes, side)
+    # torchvision's 7x7 stride 2 and max-pool leave an image of 32 px only 8 px wide.
+    network.conv1 = nn.Conv2d(3, 64, 3, stride=1, padding=1, bias=False)
+    network.maxpool = nn.Identity()
     return network
 
 
-# One entry per family: a pattern of names, a name to show, and how to build one.
+def small_vgg(name: str, classes: int, side: int) -> nn.Module:
+    """VGG with one 512-to-classes linear layer in place of torchvision's three, which expect 7x7 features."""
+    features = of_torchvision(name, classes, side).features
+    return nn.Sequential(features, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, classes))
+
+
+def small_mobilenet(name: str, classes: int, side: int) -> nn.Module:
+    """MobileNetV2 with the stem and the first two stages at stride 1: 32 px become 4."""
+    # Expansion, channels, blocks and stride of each stage, as in table 2 of Sandler et al. (2018) but for the second
+    # stage's stride, there 2.
+    stages = [[1, 16, 1, 1], [6, 24, 2, 1], [6, 32, 3, 2], [6, 64, 4, 2], [6, 96, 3, 1], [6, 160, 3, 2], [6, 320, 1, 1]]
+    network = of_torchvision(name, classes, side, inverted_residual_setting=stages)
+    network.features[0][0].stride = (1, 1)
+    return network
+
+
+def small_efficientnet(name: str, classes: int, side: int) -> nn.Module:
+    """EfficientNet with its 3x3 stem at stride 1: 32 px become 2."""
+    network = of_torchvision(name, classes, side, dropout=0.2, stochastic_depth_prob=0.2)
+    network.features[0][0].stride = (1, 1)
+    return network
+
+
+class ShuffleUnit(nn.Module):
+    """A unit of ShuffleNet (Zhang et al., 2018, figure 2): grouped 1x1, channel shuffle, depthwise 3x3, grouped 1x1.
+
+    With stride 2 the input, average-pooled, is put beside the result instead of being added to it.
+    """
+
+    def __init__(self, inputs: int, outputs: int, groups: int, first_groups: int, stride: int):
+        super().__init__()
+        self.stride = stride
+        middle, made = outputs // 4, outputs - inputs if stride == 2 else outputs
+        self.branch = nn.Sequential(
+            nn.Conv2d(inputs, middle, 1, groups=first_groups, bias=False),
+            nn.BatchNorm2d(middle),
+            nn.ReLU(inplace=True),
+            nn.ChannelShuffle(groups),
+            nn.Conv2d(middle, middle, 3, stride, padding=1, groups=middle, bias=False),
+            nn.BatchNorm2d(middle),
+            nn.Conv2d(middle, made, 1, groups=groups, bias=False),
+            nn.BatchNorm2d(made),
+        )
+
+    def forward(self, x):
+        made = self.branch(x)
+        if self.stride == 2:
+            return F.relu(torch.cat([F.avg_pool2d(x, 3, 2, padding=1), made], dim=1))
+        return F.relu(x + made)
+
+
+def small_shufflenet(_name: str, classes: int, _side: int) -> nn.Module:
+    """ShuffleNet of two groups, with a 3x3 stem at stride 1 and no max-pool: 32 px become 4.
+
+    torchvision has only the second version. As in the paper, the first 1x1 convolution of all is not grouped.
+    """
+    layers = [nn.Conv2d(3, 24, 3, padding=1, bias=False), nn.BatchNorm2d(24), nn.ReLU(inplace=True)]
+    channels, groups = 24, 2
+    for outputs, units in ((200, 4), (400, 8), (800, 4)):
+        for unit in range(units):
+            first_groups = 1 if channels == 24 else groups
+            layers.append(ShuffleUnit(channels, outputs, groups, first_groups, stride=2 if unit == 0 else 1))
+            channels = outputs
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
+
+
+def of_timm(name: str, classes: int, side: int) -> nn.Module:
+    """timm's own network for images of `side`, without weights."""
+    import timm  # here because it takes seconds, and only vision transformers need it
+
+    return timm.create_model(name, num_classes=classes, img_size=side)
+
+
+# One entry per family: a pattern of names, names to show, and for each stem what builds it.
 NETWORKS = [
-    (
-        r"convnet-(\d+)",
-        "convnet-N (N channels)",
-        lambda name, classes, stem, side: convnet(int(name[8:]), classes, side),
-    ),
+    (r"convnet-[1-9]\d*", "convnet-N (N channels)", {"small": convnet, "torchvision": convnet}),
     (
         r"resnet(18|34|50|101)",
         "resnet18, resnet34, resnet50, resnet101",
-        lambda name, classes, stem, side: resnet(name, classes, stem),
+        {"small": small_resnet, "torchvision": of_torchvision},
     ),
+    ("vgg16_bn", "vgg16_bn", {"small": small_vgg, "torchvision": of_torchvision}),
+    ("mobilenet_v2", "mobilenet_v2", {"small": small_mobilenet, "torchvision": of_torchvision}),
+    ("efficientnet_b0", "efficientnet_b0", {"small": small_efficientnet, "torchvision": of_torchvision}),
+    ("shufflenet_g2", "shufflenet_g2", {"small": small_shufflenet}),
+    ("shufflenet_v2_x0_5", "shufflenet_v2_x0_5", {"torchvision": of_torchvision}),
+    ("vit_tiny_patch16_224", "vit_tiny_patch16_224", {"torchvision": of_timm}),
 ]
+SMALLEST_SIDE = {"vgg16_bn": 32}  # five halvings
+PATCH_SIDE = {"vit_tiny_patch16_224": 16}
 
 
-def check_name(key: str, name: str) -> None:
-    """Raises InputError if no network is called `name`; `key` is the setting to blame."""
-    if not any(re.fullmatch(pattern, name) for pattern, _, _ in NETWORKS) or name == "convnet-0":
-        known = ", ".join(names for _, names, _ in NETWORKS)
-        raise InputError(f"{key}: {name!r} is not a network; allowed: {known}")
+def stems(key: str, name: str) -> dict:
+    """What builds the network `name`, by stem; `key` is the setting to blame.
+
+    Raises:
+        InputError: no network is called `name`.
+    """
+    for pattern, _, builders in NETWORKS:
+        if re.fullmatch(pattern, name):
+            return builders
+    known = ", ".join(names for _, names, _ in NETWORKS)
+    raise InputError(f"{key}: {name!r} is not a network; allowed: {known}")
+
+
+def check_network(key: str, name: str, stem: str, side: int) -> None:
+    """Raises InputError if there is no network `name` with this stem for images of this side."""
+    builders = stems(key, name)
+    if stem not in builders:
+        raise InputError(f"stem: {stem!r} is not allowed for {key} {name}; allowed: {', '.join(builders)}")
+    if side < SMALLEST_SIDE.get(name, 1):
+        raise InputError(f"images.side: {side} is not allowed for {key} {name}; at least {SMALLEST_SIDE[name]}")
+    if side % PATCH_SIDE.get(name, 1):
+        raise InputError(f"images.side: {side} is not allowed for {key} {name}; a multiple of {PATCH_SIDE[name]}")
+
+
+def check_teacher(name: str, stem: str, side: int) -> None:
+    """Raises InputError if the network cannot be a teacher: synthesis matches the statistics of BatchNorm2d layers."""
+    with torch.device("meta"):  # its layers without their numbers
+        network = build(name, 2, stem, side, seed=0)
+    if not any(isinstance(layer, nn.BatchNorm2d) for layer in network.modules()):
+        raise InputError(f"network: {name!r} has no BatchNorm2d layers, which a teacher needs; it can be a student")
 
 
 def build(name: str, classes: int, stem: str, side: int, seed: int) -> nn.Module:
@@ -64,18 +174,16 @@ def build(name: str, classes: int, stem: str, side: int, seed: int) -> nn.Module
     Args:
         name: as in NETWORKS, for example "convnet-128" or "resnet18".
         classes: outputs of the last layer.
-        stem: "small" (3x3 stride 1, no max-pool) or "torchvision"; ConvNets have only one.
+        stem: "small" (for images up to 64 px: 3x3 stride 1, no max-pool) or "torchvision"; ConvNets have only one.
         side: of the images, pixels.
 
     Raises:
-        InputError: no network has that name.
+        InputError: there is no such network.
     """
-    check_name("network", name)
+    check_network("network", name, stem, side)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for pattern, _, builder in NETWORKS:
-            if re.fullmatch(pattern, name):
-                return builder(name, classes, stem, side)
+        return stems("network", name)[stem](name, classes, side)
 
 
 def published(name: str, weights: str, classes: int) -> nn.Module:
@@ -84,7 +192,7 @@ def published(name: str, weights: str, classes: int) -> nn.Module:
     Raises:
         InputError: there are no such weights, they have other classes, or they cannot be downloaded.
     """
-    check_name("network", name)
+    stems("network", name)
     try:
         network = torchvision.models.get_model(name, weights=weights)
     except (ValueError, KeyError) as error:

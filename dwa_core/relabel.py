@@ -1,12 +1,14 @@
 """Relabel evaluation: a student trained from scratch on distilled images, labelled on the fly by the teacher."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dwa_core import augment, models, store
+from dwa_core import augment, diversity, models, store
 from dwa_core.augment import STUDENT
-from dwa_core.data import ImageData
+from dwa_core.data import ImageData, Resident
 from dwa_core.settings import RelabelStage, Setting
 from dwa_core.synthesize import DistilledSet
 from dwa_core.teacher import Teacher, fit
@@ -32,66 +34,140 @@ def use_batch_statistics(network: nn.Module) -> None:
             layer.momentum = 0.0
 
 
+def labeller(setting: Setting, teacher: Teacher, device: torch.device) -> nn.Module:
+    """The teacher's network as it labels: without gradients, its BatchNorm as the relabel stage says."""
+    precision = models.choose_precision(setting.precision, device)
+    network = models.cast_weights(models.frozen_copy(teacher.network), precision)
+    if setting.relabel.teacher_batch_statistics:
+        use_batch_statistics(network)
+    return network
+
+
 def evaluate(
     setting: Setting, data: ImageData, teacher: Teacher, distilled: DistilledSet, device: torch.device
 ) -> dict:
     """Trains one student with `setting.seed`, tests it, and writes and returns its record.
 
-    The student sees the distilled images alone; `data.test` is used for testing only.
+    The student sees the distilled images alone; `data.test` is used for testing and for measuring diversity only.
     """
-    stage, images = setting.relabel, setting.images
-    std = images.std_after_teacher or images.std
-    precision = models.choose_precision(setting.precision, device)
-    # By a key, so that student 0 does not begin with the very weights that teacher 0 began with.
-    first_weights = augment.key_to_seed(STUDENT, setting.seed)
-    student = models.build(setting.student, len(data.classes), setting.stem, images.side, first_weights)
-    student = models.on_device(student, device)
-    labeller = models.cast_weights(models.frozen_copy(teacher.network), precision)
-    if stage.teacher_batch_statistics:
-        use_batch_statistics(labeller)
-    training = distilled.split(device)
+    stage = setting.relabel
+    network, training = labeller(setting, teacher, device), distilled.split(device)
 
-    def batches(epoch: int):
-        host = augment.host_random(STUDENT, setting.seed, epoch)
-        random = augment.device_random(device, STUDENT, setting.seed, epoch, 1)
-        for inputs, labels in training.train_batches(stage, images.mean, std, STUDENT, setting.seed, epoch):
-            yield augment.mix(inputs, stage.mixing, stage.mixing_alpha, host, random), labels
-
-    def batch_loss(inputs, _):
+    def batch_loss(student, images):
         with torch.no_grad():
-            teacher_logits = labeller(inputs)
-        return soft_label_loss(student(inputs).float(), teacher_logits.float(), stage)
+            teacher_logits = network(images)
+        return soft_label_loss(student(images).float(), teacher_logits.float(), stage)
 
-    identity = store.digest(
-        setting.model_dump(exclude={"seeds", "device", "profile", "name"}),
-        distilled.artifact,
-        data.fingerprint,
+    measured = diversity.measure(setting, data, teacher.network, training, device)
+    curve, checkpoint = train_student(
+        setting, data, training, batch_loss, device, f"student {setting.seed}", [distilled.artifact]
     )
-    checkpoint = store.Checkpoint(f"student-{setting.profile}-{setting.name}-seed{setting.seed}-{identity}")
-    curve = fit(
-        student,
-        stage,
-        batches=batches,
-        batch_loss=batch_loss,
-        test_batches=lambda: data.test.test_batches(images.mean, std),
-        device=device,
-        precision=precision,
-        checkpoint=checkpoint,
-        label=f"student {setting.seed}",
-    )
-    record = make_record(setting, data, teacher, distilled, curve, precision, checkpoint.seconds(), device)
+    record = {
+        **run_record(setting, data, stage_seconds(teacher, distilled, checkpoint), device),
+        **student_record(setting, teacher, distilled, measured, curve),
+    }
     store.write_json(setting.record_path(), record)
     checkpoint.remove()
     return record
 
 
-def make_record(setting, data, teacher, distilled, curve, precision, seconds: float, device: torch.device) -> dict:
-    """All that a reader of one result needs: accuracies in percent, curve, settings, times, where it comes from."""
+def train_student(
+    setting: Setting,
+    data: ImageData,
+    training: Resident,
+    batch_loss: Callable,
+    device: torch.device,
+    label: str,
+    artifacts: list[str],
+    before_mixing: Callable = lambda images, labels: images,
+) -> tuple[list[dict], store.Checkpoint]:
+    """Trains one student from scratch with `setting.seed`, from its checkpoint where there is one.
+
+    Args:
+        data: whose classes the student tells apart; of its images, the test images are used alone.
+        training: the distilled images.
+        batch_loss: (student, mixed images) -> mean loss of a batch; nothing in it may be drawn or read on the host.
+        label: of the progress bar.
+        artifacts: the distilled sets that the images come from.
+        before_mixing: (images, labels) -> what is mixed: the images, with more channels where the loss must know
+            what else went into the mixture.
+
+    Returns: the curve, as teacher.fit does, and the checkpoint, to be removed once the result is stored.
+    """
+    stage, images = setting.relabel, setting.images
+    std = images.std_after_teacher or images.std
+    # By a key, so that student 0 does not begin with the very weights that teacher 0 began with.
+    first_weights = augment.key_to_seed(STUDENT, setting.seed)
+    student = models.build(setting.student, len(data.classes), setting.stem, images.side, first_weights)
+    student = models.on_device(student, device)
+
+    def batches(epoch: int):
+        host = augment.host_random(STUDENT, setting.seed, epoch)
+        random = augment.device_random(device, STUDENT, setting.seed, epoch, 1)
+        for inputs, labels in training.train_batches(stage, images.mean, std, STUDENT, setting.seed, epoch):
+            inputs = before_mixing(inputs, labels)
+            yield augment.mix(inputs, stage.mixing, stage.mixing_alpha, host, random), labels
+
+    checkpoint = store.Checkpoint(f"student-{student_name(setting, data, artifacts)}")
+    curve = fit(
+        student,
+        stage,
+        batches=batches,
+        batch_loss=lambda inputs, _: batch_loss(student, inputs),
+        test_batches=lambda: data.test.test_batches(images.mean, std),
+        device=device,
+        precision=models.choose_precision(setting.precision, device),
+        checkpoint=checkpoint,
+        label=label,
+        key=(STUDENT, setting.seed),
+    )
+    return curve, checkpoint
+
+
+def student_name(setting: Setting, data: ImageData, artifacts: list[str]) -> str:
+    """A name of what `setting` makes of these distilled sets and data, for checkpoints."""
+    settings = setting.model_dump(exclude={"seeds", "shown_in", "device", "profile", "name"})
+    identity = store.digest(settings, *artifacts, data.fingerprint)
+    return f"{setting.profile}-{setting.name}-seed{setting.seed}-{identity}"
+
+
+# ----------------------------------------------------------------------------------------------- records
+
+
+def stage_seconds(teacher: Teacher, distilled: DistilledSet, student: store.Checkpoint) -> dict:
+    """Wall time of each stage."""
+    return {
+        "teacher": teacher.record["seconds"],
+        "synthesis": distilled.record["seconds"],
+        "student": student.seconds(),
+    }
+
+
+def run_record(setting: Setting, data: ImageData, seconds: dict, device: torch.device) -> dict:
+    """What holds for a run as a whole: settings, data, wall time per stage, and where it was run."""
+    precision = models.choose_precision(setting.precision, device)
+    return {
+        "setting": setting.recorded(),
+        "data": {
+            "fingerprint": data.fingerprint,
+            "training_images": len(data.train),
+            "test_images": len(data.test),
+            "classes": len(data.classes),
+        },
+        "seconds": seconds,
+        "precision": str(precision).removeprefix("torch."),
+        **store.provenance(device),
+    }
+
+
+def student_record(
+    setting: Setting, teacher: Teacher, distilled: DistilledSet, measured: dict, curve: list[dict]
+) -> dict:
+    """What one student came to: accuracies in percent, curve, and the artifacts that it stands on."""
     tested = [entry for entry in curve if "top1" in entry]
     best = max(entry["top1"] for entry in tested)
     last = tested[-1]["top1"]
     return {
-        "setting": setting.recorded(),
         "accuracy": {
             "reported": best if setting.relabel.reported == "best" else last,
             "last": last,
@@ -101,17 +177,5 @@ def make_record(setting, data, teacher, distilled, curve, precision, seconds: fl
         "curve": curve,
         "teacher": {"artifact": teacher.artifact} | {key: teacher.record[key] for key in ("accuracy", "files")},
         "distilled": {"artifact": distilled.artifact, "files": distilled.record["files"]},
-        "data": {
-            "fingerprint": data.fingerprint,
-            "training_images": len(data.train),
-            "test_images": len(data.test),
-            "classes": len(data.classes),
-        },
-        "seconds": {
-            "teacher": teacher.record["seconds"],
-            "synthesis": distilled.record["seconds"],
-            "student": seconds,
-        },
-        "precision": str(precision).removeprefix("torch."),
-        **store.provenance(device),
+        "diversity": measured,
     }

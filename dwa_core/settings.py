@@ -6,6 +6,7 @@ holds every number of a run, or stops with one line that names the key, the valu
 
 import ast
 import copy
+import json
 import os
 import re
 from pathlib import Path
@@ -20,6 +21,7 @@ Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]  # part of file names
+Product = Annotated[str, Field(pattern=r"^(table|figure)-[a-z0-9-]+$")]  # table-1, figure-gain: a target of make
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -122,8 +124,12 @@ class Setting(Strict):
     authors: bool
     seed: Seed
     seeds: Annotated[list[Seed], Field(min_length=1)]
+    # The tables and figures that its records go into.
+    shown_in: list[Product] = ["table-1", "figure-accuracy", "figure-losses", "figure-gallery"]
     device: Literal["auto", "cpu", "cuda"]
     precision: Literal["auto", "bf16", "fp32"]
+    # Class-incremental learning: the classes come in so many tasks of equal size; 1 is all at once.
+    tasks: Count = 1
     images: Images
     teacher: TeacherStage
     synthesis: SynthesisStage
@@ -134,8 +140,8 @@ class Setting(Strict):
         return root() / "results" / self.profile / f"{self.name}-seed{self.seed}.json"
 
     def recorded(self) -> dict:
-        """The setting as its record holds it: `seeds` says what else is run, not what this run is."""
-        return self.model_dump(exclude={"seeds"})
+        """The setting as its record holds it: what else is run and where it is shown say nothing of this run."""
+        return self.model_dump(exclude={"seeds", "shown_in"})
 
 
 # ----------------------------------------------------------------------------------------------- checks
@@ -237,8 +243,8 @@ def from_notebook(variables: dict) -> Setting:
     """The setting of a notebook's parameters; `variables` is its `globals()`.
 
     Raises:
-        InputError: as `resolve`, for a network that does not exist, and for a parameter that the notebook
-            does not know.
+        InputError: as `resolve`, for a network that does not exist or cannot be a teacher, and for a parameter
+            that the notebook does not know.
     """
     # Imported here because the runner reads settings too, and must not wait seconds for torch.
     from dwa_core import models
@@ -247,7 +253,8 @@ def from_notebook(variables: dict) -> Setting:
     check_parameters(variables, known)
     setting = resolve({key: variables[key] for key in known if key in variables})
     for key in ("network", "student"):
-        models.check_name(key, getattr(setting, key))
+        models.check_network(key, getattr(setting, key), setting.stem, setting.images.side)
+    models.check_teacher(setting.network, setting.stem, setting.images.side)
     return setting
 
 
@@ -283,6 +290,29 @@ def check_profile(profile: str) -> None:
         raise InputError(f"profile: {shown(profile)} is not known; allowed: {', '.join(profiles)}")
 
 
+def files(profile: str, product: str | None = None) -> list[Path]:
+    """The settings files of `profile`, or those of them whose records go into `product`, such as "table-1".
+
+    Raises:
+        InputError: one of them cannot be read.
+    """
+    paths = sorted((SETTINGS / profile).glob("*.yaml"))
+    if product is None:
+        return paths
+    usual = Setting.model_fields["shown_in"].default
+    return [path for path in paths if product in read(path).get("shown_in", usual)]
+
+
+def stored_record(setting: Setting) -> dict | None:
+    """The record of `setting`; None where there is none, or a damaged one, or one of other numbers."""
+    try:
+        record = json.loads(setting.record_path().read_text())
+        recorded = Setting.model_validate({**record["setting"], "seeds": setting.seeds})
+    except (OSError, ValueError, KeyError):
+        return None
+    return record if recorded.recorded() == setting.recorded() else None
+
+
 def read(path: Path) -> dict:
     """The parameters of the settings file at `path`, whose profile and name must be those of its place.
 
@@ -303,6 +333,7 @@ def read(path: Path) -> dict:
     for key, expected in {"profile": path.parent.name, "name": path.stem}.items():
         if parameters.get(key) != expected:
             raise InputError(f"{key}: {shown(parameters.get(key))} is not allowed; {path} must say {expected}")
-    if "seeds" in parameters and not re.search(r"^seeds: *\[[\d, ]*\] *$", text, re.MULTILINE):
-        raise InputError(f"seeds: {shown(parameters['seeds'])} must stand on a line as in `seeds: [0, 1, 2]`, for make")
+    for key, example in {"seeds": "[0, 1, 2]", "shown_in": "[table-1]"}.items():
+        if key in parameters and not re.search(rf"^{key}: *\[[\w, -]*\] *$", text, re.MULTILINE):
+            raise InputError(f"{key}: {shown(parameters[key])} must stand on a line as in `{key}: {example}`, for make")
     return parameters

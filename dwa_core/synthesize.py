@@ -346,17 +346,14 @@ class DistilledSet:
         return Resident(self.images_uint8, self.labels, device)
 
 
-def synthesize_or_load(setting: Setting, data: ImageData, teacher: Teacher, device: torch.device) -> DistilledSet:
-    """The distilled set of `setting`: the stored one, or one made and stored now.
-
-    "random-real" takes the real images from which synthesis with the same seed would start, as they are.
-    """
+def describe(setting: Setting, data_fingerprint: str, teacher_artifact: str) -> tuple[str, dict]:
+    """The name of the distilled set's artifact, and what determines it: settings that agree in this share one set."""
     stage = setting.synthesis
     described = {
         "method": setting.method,
         "ipc": setting.ipc,
         "side": setting.images.side,
-        "data": data.fingerprint,
+        "data": data_fingerprint,
     }
     if setting.method == "random-real":
         described |= {"seed": stage.seed, "storage": stage.storage}
@@ -366,9 +363,17 @@ def synthesize_or_load(setting: Setting, data: ImageData, teacher: Teacher, devi
             "std": setting.images.std_after_teacher or setting.images.std,
             "stage": changed(stage),
             "precision": setting.precision,
-            "teacher": teacher.artifact,
+            "teacher": teacher_artifact,
         }
-    name = f"{setting.dataset}-{setting.method}-ipc{setting.ipc}-{store.digest(described)}"
+    return f"{setting.dataset}-{setting.method}-ipc{setting.ipc}-{store.digest(described)}", described
+
+
+def synthesize_or_load(setting: Setting, data: ImageData, teacher: Teacher, device: torch.device) -> DistilledSet:
+    """The distilled set of `setting`: the stored one, or one made and stored now.
+
+    "random-real" takes the real images from which synthesis with the same seed would start, as they are.
+    """
+    name, described = describe(setting, data.fingerprint, teacher.artifact)
     with store.lock("distilled", name):
         if store.find("distilled", name) is None:
             synthesize_and_store(setting, data, teacher, device, name, described)

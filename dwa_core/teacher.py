@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm import tqdm
 
-from dwa_core import models, store
-from dwa_core.augment import TEACHER
+from dwa_core import augment, models, store
+from dwa_core.augment import LAYERS, TEACHER
 from dwa_core.data import ImageData
 from dwa_core.settings import Setting, Training, changed
 
@@ -27,21 +27,25 @@ class Teacher:
     record: dict
 
 
+def describe(setting: Setting, data_fingerprint: str) -> tuple[str, dict]:
+    """The name of the teacher's artifact, and what determines it: settings that agree in this share one teacher."""
+    described = {
+        "network": setting.network,
+        "stem": setting.stem,
+        "images": {key: getattr(setting.images, key) for key in ("side", "mean", "std")},
+        "stage": changed(setting.teacher),
+        "precision": setting.precision,
+        "data": data_fingerprint,
+    }
+    return f"{setting.dataset}-{setting.network}-{store.digest(described)}", described
+
+
 def train_or_load(setting: Setting, data: ImageData, device: torch.device) -> Teacher:
     """The teacher of `setting`: the stored one, or one trained on `data.train`, stored, and loaded again.
 
     Weights are stored in fp16, BatchNorm in fp32; the accuracy in the record is that of the stored weights.
     """
-    stage = setting.teacher
-    described = {
-        "network": setting.network,
-        "stem": setting.stem,
-        "images": {key: getattr(setting.images, key) for key in ("side", "mean", "std")},
-        "stage": changed(stage),
-        "precision": setting.precision,
-        "data": data.fingerprint,
-    }
-    name = f"{setting.dataset}-{setting.network}-{store.digest(described)}"
+    name, described = describe(setting, data.fingerprint)
     with store.lock("teachers", name):
         if store.find("teachers", name) is None:
             train_and_store(setting, data, device, name, described)
@@ -74,6 +78,7 @@ def train_and_store(setting: Setting, data: ImageData, device: torch.device, nam
             precision=precision,
             checkpoint=checkpoint,
             label="teacher",
+            key=(TEACHER, stage.seed),
         )
     with store.new_artifact("teachers", name) as folder:
         save_file(as_stored(network), folder / "model.safetensors")
@@ -153,6 +158,7 @@ def fit(
     precision: torch.dtype,
     checkpoint: store.Checkpoint,
     label: str,
+    key: tuple[int, ...],
 ) -> list[dict]:
     """Trains `network` in place for `stage.epochs`, from the checkpoint where there is one.
 
@@ -163,6 +169,7 @@ def fit(
         test_batches: () -> iterator of (inputs, labels), for the test every `stage.test_every` epochs and
             after the last.
         precision: of the forward pass; weights and optimiser stay in fp32.
+        key: what the layers that draw random numbers (dropout, drop-connect) depend on, beside the epoch.
 
     Returns: the curve, one dict per epoch: epoch (from 1), learning_rate, loss, and where tested top1, top5.
     """
@@ -193,9 +200,11 @@ def fit(
         total.zero_()
         count = 0
         network.train()
-        for inputs, labels in batches(epoch):
-            step_fast(inputs.to(device, non_blocking=True), labels.to(device, non_blocking=True))
-            count += 1
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(augment.key_to_seed(LAYERS, *key, epoch))
+            for inputs, labels in batches(epoch):
+                step_fast(inputs.to(device, non_blocking=True), labels.to(device, non_blocking=True))
+                count += 1
         # The one read of an epoch: until here the host runs ahead of the device.
         entry = {"epoch": epoch + 1, "learning_rate": rate, "loss": total.item() / count}
         if (epoch + 1) % stage.test_every == 0 or epoch + 1 == stage.epochs:

@@ -8,7 +8,6 @@ DWA_DEBUG=1 shows tracebacks.
 """
 
 import argparse
-import json
 import os
 import signal
 import sys
@@ -61,14 +60,9 @@ def main() -> int:
 
 def is_recorded(setting: settings.Setting) -> bool:
     """Whether the record is there and of the same setting; it then gets a new date, for make compares dates."""
-    path = setting.record_path()
-    try:
-        recorded = settings.Setting.model_validate({**json.loads(path.read_text())["setting"], "seeds": setting.seeds})
-    except (OSError, ValueError, KeyError):
-        return False  # none yet, damaged, or of an older form
-    if recorded != setting:
+    if settings.stored_record(setting) is None:
         return False
-    path.touch()
+    setting.record_path().touch()
     return True
 
 

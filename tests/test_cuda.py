@@ -133,6 +133,7 @@ def test_training_by_a_graph_is_training_step_by_step(optimizer, digits, tiny_se
             precision=torch.float32,
             checkpoint=store.Checkpoint(f"graph-{optimizer}-{warm_up}"),
             label="test",
+            key=(0,),
         )
         losses.append([entry["loss"] for entry in curve])
     assert losses[0] == pytest.approx(losses[1], rel=1e-2)

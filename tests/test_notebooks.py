@@ -33,6 +33,7 @@ RECORD_FIELDS = {
     "data",
     "teacher",
     "distilled",
+    "diversity",
 }
 
 

@@ -125,6 +125,7 @@ FIELDS = {
     "data": ["fingerprint", "training_images", "test_images"],
     "teacher": ["artifact", "files", "accuracy"],
     "distilled": ["artifact", "files"],
+    "diversity": ["feature_distance", "feature_distance_by_class", "coverage", "k", "classes", "real_images"],
 }
 
 

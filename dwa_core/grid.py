@@ -1,0 +1,83 @@
+"""The settings files of the profiles demo and paper, generated from the one description settings/grid.yaml.
+
+    python -m dwa_core.grid
+
+Files that a user adds stay; a generated file that is edited by hand gets its old content back.
+"""
+
+import itertools
+from functools import reduce
+
+import yaml
+
+from dwa_core import settings
+from dwa_core.presets import DEFAULTS
+
+GRID = settings.SETTINGS / "grid.yaml"
+TOP_LEVEL = ("preset", "method", "ipc", "network", "student", "authors", "tasks")  # in the order of a file's lines
+
+
+def generated() -> dict[str, str]:
+    """The text of every settings file of the description, by its name under settings/, such as "demo/digits.yaml"."""
+    texts = {}
+    for profile, description in yaml.safe_load(GRID.read_text()).items():
+        template, seeds = description.pop("name"), description.pop("seeds")
+        runs = {}
+        for product, groups in description.items():
+            for group in groups:
+                for parameters in combinations(group):
+                    run = stripped(parameters, template, profile)
+                    known = runs.setdefault(run["name"], {**run, "seeds": set(), "shown_in": []})
+                    if known | run != known:
+                        raise settings.InputError(f"{GRID.name}: two runs are called {run['name']}")
+                    known["seeds"] |= set(group.get("seeds", seeds))
+                    known["shown_in"] += [product] if product not in known["shown_in"] else []
+        for name, run in runs.items():
+            run["seeds"] = sorted(run["seeds"])
+            texts[f"{profile}/{name}.yaml"] = yaml.safe_dump(run, sort_keys=False, default_flow_style=None, width=1000)
+    return texts
+
+
+def combinations(group: dict) -> list[dict]:
+    """Every combination of the lists of a group; what is no list is the same in all."""
+    axes = {key: value if isinstance(value, list) else [value] for key, value in group.items() if key != "seeds"}
+    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+
+
+def stripped(parameters: dict, template: str, profile: str) -> dict:
+    """The settings of one run without what its preset or a default says anyway, named after what is left.
+
+    Args:
+        parameters: keys of a settings file, those of stages with a dot: "synthesis.rho".
+        template: the beginning of the name, with keys in braces.
+    """
+    place = {"profile": profile, "name": "unnamed"}
+    top_level = {key: parameters[key] for key in TOP_LEVEL if key in parameters}
+    base = settings.resolve({**place, **top_level})
+    usual = {"network": settings.PRESETS[base.preset]["network"], "student": base.network, "authors": False, "tasks": 1}
+    name = template.format(**top_level)
+    for key in ("network", "student", "tasks"):
+        if f"{{{key}}}" not in template and top_level.get(key, usual[key]) != usual[key]:
+            name += labelled(key, top_level[key])
+    stages = {}
+    for dotted, value in parameters.items():
+        stage, _, key = dotted.partition(".")
+        if key and value != reduce(getattr, (stage, key), base):
+            stages.setdefault(stage, {})[key] = value
+            name += labelled(f"{stage}-{key}" if key in DEFAULTS else key, value)
+    name += "-authors" if base.authors else ""
+    written = {key: value for key, value in top_level.items() if key == "network" or value != usual.get(key)}
+    run = {"profile": profile, "name": name, **written, **stages}
+    settings.resolve(run)
+    return run
+
+
+def labelled(key: str, value) -> str:
+    """What a name says of a value: -student-resnet50, -rho0.02."""
+    return f"-{key}-{value}" if isinstance(value, str) else f"-{key}{value:g}"
+
+
+if __name__ == "__main__":
+    for name, text in generated().items():
+        (settings.SETTINGS / name).write_text(text)
+    print(f"{len(generated())} files in settings/")

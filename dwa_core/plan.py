@@ -1,0 +1,225 @@
+"""What a run costs before it starts, and what of a profile is done and missing.
+
+    python -m dwa_core.plan paper
+
+Hours come from the seconds in earlier records of the same networks at the same side on the same device, in
+proportion to the images that pass through them; where there is no such record they are unknown. Bytes follow from
+numbers of images and parameters.
+"""
+
+import shutil
+import statistics
+import sys
+from collections import Counter, defaultdict
+from typing import NamedTuple
+
+import torch
+
+from dwa_core import models, report, settings, store, synthesize, teacher
+from dwa_core.data import RESIDENT_SIDE
+from dwa_core.settings import InputError, Setting, Training
+
+CLASSES_IN_FULL = {"cifar10": 10, "cifar100": 100, "tiny-imagenet": 200, "imagenet-1k": 1000}
+STAGES = ("teacher", "synthesis", "student")
+
+
+class Size(NamedTuple):
+    """How many images and classes a data set has, and the fingerprint of the copy that records were made from."""
+
+    training_images: int
+    test_images: int
+    classes: int
+    fingerprint: str
+
+
+def recorded() -> list[dict]:
+    """Every record of every profile."""
+    paths = sorted((settings.root() / "results").glob("*/*-seed*.json"))
+    return [record for record in map(store.read_json, paths) if "setting" in record]
+
+
+def sizes(records: list[dict]) -> dict[tuple[str, int], Size]:
+    """By data set and side: as the records have it, else in full as it is published."""
+    found = {}
+    for name, (training, test) in report.IMAGES_IN_FULL.items():
+        preset = settings.PRESETS[name]
+        found[name, preset["images"]["side"]] = Size(training, test, CLASSES_IN_FULL[name], "not recorded yet")
+    for record in records:
+        setting, images = record["setting"], record["data"]
+        found[setting["dataset"], setting["images"]["side"]] = Size(*(images[field] for field in Size._fields))
+    return found
+
+
+def device_kind(name: str) -> str:
+    """A device as records call it, less the number of threads."""
+    return name.rpartition(", ")[0] or name
+
+
+# ------------------------------------------------------------------------------------------------- hours
+
+
+def forward_passes(setting: Setting, size: Size) -> dict[str, float]:
+    """The images that pass forward through a network in each stage; a pass backward counts as two."""
+
+    def tests(stage: Training) -> int:
+        return size.test_images * -(-stage.epochs // stage.test_every)
+
+    distilled = setting.ipc * size.classes
+    # After each of several tasks a student is trained on the sets of the classes seen so far, and tested on those.
+    students = (setting.tasks + 1) / 2
+    trained = 3 * setting.teacher.epochs * size.training_images + tests(setting.teacher)
+    return {
+        "teacher": trained if setting.teacher.weights is None else size.test_images,
+        "synthesis": 0 if setting.method == "random-real" else 3 * distilled * setting.synthesis.iterations,
+        "student": students * (4 * setting.relabel.epochs * distilled + tests(setting.relabel)),
+    }
+
+
+def workload(setting: Setting, stage: str, device: str) -> tuple:
+    """What must be the same for seconds per image to be the same, but for the number of images."""
+    networks = (setting.network, setting.student) if stage == "student" else (setting.network,)
+    return (stage, *networks, setting.stem, setting.images.side, setting.precision, device_kind(device))
+
+
+def seconds_per_pass(records: list[dict], known: dict[tuple[str, int], Size]) -> dict[tuple, float]:
+    """By workload: the median over the records. Sets of real images, which take no synthesis, tell nothing of it."""
+    measured = defaultdict(list)
+    for record in records:
+        setting = as_setting(record["setting"])
+        size = known[setting.dataset, setting.images.side]
+        for stage, passes in forward_passes(setting, size).items():
+            if passes:
+                measured[workload(setting, stage, record["device"])].append(record["seconds"][stage] / passes)
+    return {key: statistics.median(values) for key, values in measured.items()}
+
+
+def as_setting(recorded_setting: dict) -> Setting:
+    """The setting that a record holds."""
+    return Setting.model_validate({**recorded_setting, "seeds": [recorded_setting["seed"]]})
+
+
+def seconds(setting: Setting, size: Size | None, rates: dict[tuple, float], device: str) -> dict[str, float | None]:
+    """The seconds of each stage on `device` if all have yet to be run; None where nothing was measured."""
+    if size is None:
+        return dict.fromkeys(STAGES)
+    expected = {}
+    for stage, passes in forward_passes(setting, size).items():
+        rate = rates.get(workload(setting, stage, device))
+        expected[stage] = 0.0 if not passes else None if rate is None else rate * passes
+    return expected
+
+
+def hours(expected: float | None) -> str:
+    return "unknown" if expected is None else f"{expected / 3600:.2f}"
+
+
+# ------------------------------------------------------------------------------- what one run costs
+
+
+def costs(setting: Setting) -> list[str]:
+    """Lines that say, before any work, what a run takes in disk, memory and hours, as far as that is known."""
+    records = recorded()
+    known = sizes(records)
+    size = known.get((setting.dataset, setting.images.side))
+    device = models.device_name(models.choose_device(setting.device))
+    expected = seconds(setting, size, seconds_per_pass(records, known), device)
+    lines = [
+        "hours on this device, if nothing of it is there yet: "
+        + ", ".join(f"{stage} {hours(expected[stage])}" for stage in STAGES)
+    ]
+    if size is None:
+        return [*lines, f"disk and memory: not known before {setting.dataset} has been read once"]
+    with torch.device("meta"):  # shapes alone
+        networks = [
+            models.build(name, size.classes, setting.stem, setting.images.side, seed=0)
+            for name in (setting.network, setting.student)
+        ]
+    weights, student = (sum(parameter.numel() for parameter in network.parameters()) for network in networks)
+    image = 3 * setting.images.side**2
+    real, distilled = (size.training_images + size.test_images) * image, setting.ipc * size.classes * image
+    streamed = setting.images.side > RESIDENT_SIDE
+    free = gigabytes(shutil.disk_usage(existing(settings.root())).free)
+    decoded = "" if streamed else f", decoded real images {gigabytes(real)}"
+    lines += [
+        f"disk, of which {free} are free: teacher {gigabytes(2 * weights)}, distilled set at most "
+        f"{gigabytes(distilled)}, its checkpoint as much, the student's checkpoint {gigabytes(12 * student)}{decoded}",
+        f"memory of the device: distilled images {gigabytes(distilled)}, twice that of the host while they are read"
+        f"{decoded}; what the networks need for their batches is not known beforehand",
+    ]
+    if streamed:
+        lines.append(
+            f"real images: {size.training_images + size.test_images:,}, read from their files in every epoch; Parquet "
+            "files, from the hub or a folder, are copied once into the cache of the library datasets"
+        )
+    return lines
+
+
+def existing(path):
+    """`path`, or the nearest folder above it that is there."""
+    return next(folder for folder in (path, *path.parents) if folder.exists())
+
+
+def gigabytes(count: float) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e7 else f"{count / 1e6:.2f} MB"
+
+
+# ---------------------------------------------------------------------------------- what is left to do
+
+
+def main(profile: str) -> None:
+    """Prints a line per setting: students done of those wanted, and the hours of what is missing."""
+    settings.check_profile(profile)
+    records = recorded()
+    known = sizes(records)
+    rates = seconds_per_pass(records, known)
+    device = models.device_name(models.choose_device("auto"))
+    runs = report.runs_of(profile)
+    by_name = defaultdict(list)
+    for run in runs:
+        by_name[run.setting["name"]].append(run)
+    made, total, unknown = set(), Counter(), 0
+    print(f"{'hours: teacher':>14} {'synthesis':>9} {'students':>9}  done  setting")
+    for name, group in by_name.items():
+        setting = as_setting(group[0].setting)
+        missing = sum(run.record is None for run in group)
+        size = known.get((setting.dataset, setting.images.side))
+        expected = seconds(setting, size, rates, device)
+        # A teacher or set that is stored, or that an earlier line has counted, costs nothing.
+        for stage, kind, artifact in artifacts(setting, size):
+            if not missing or artifact in made or store.find(kind, artifact):
+                expected[stage] = 0.0
+            made.add(artifact)
+        if expected["student"] is not None:
+            expected["student"] *= missing
+        if not missing:
+            expected = dict.fromkeys(STAGES, 0.0)
+        unknown += None in expected.values()
+        total.update({stage: value or 0.0 for stage, value in expected.items()})
+        shown = [hours(expected[stage]) if missing else "" for stage in STAGES]
+        print(f"{shown[0]:>14} {shown[1]:>9} {shown[2]:>9}  {len(group) - missing}/{len(group)}   {name}")
+    done = sum(run.record is not None for run in runs)
+    print(
+        f"\n{profile}: {done} of {len(runs)} records are there. Missing, as far as measured on this device ({device}):"
+    )
+    print(f"{sum(total.values()) / 3600:.1f} hours; for {unknown} settings at least one stage was never measured here.")
+    print("Each teacher and each distilled set counts once, where it is first needed.")
+
+
+def artifacts(setting: Setting, size: Size | None) -> list[tuple[str, str, str]]:
+    """Stage, kind and name of the teacher and the distilled set that a setting stands on.
+
+    With several tasks there are several of each, whose names only their data give: here one name stands for all.
+    """
+    fingerprint = size.fingerprint if size else "unknown"
+    if setting.tasks > 1:
+        fingerprint += f", {setting.tasks} tasks"
+    trained, _ = teacher.describe(setting, fingerprint)
+    distilled, _ = synthesize.describe(setting, fingerprint, trained)
+    return [("teacher", "teachers", trained), ("synthesis", "distilled", distilled)]
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1])
+    except InputError as error:
+        sys.exit(f"error: {error}")

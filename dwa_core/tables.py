@@ -1,0 +1,278 @@
+"""Tables from runs, as Markdown and CSV: print beside ours, and a cell that was never run stays empty."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+
+from dwa_core import report, settings
+from dwa_core.report import CELL, METHODS, Run
+
+TOLERANCE = 1.0  # points of accuracy between print and ours that are never marked
+MARK = "†"
+LEGEND = (
+    f"{MARK} ours differs from print by more than {TOLERANCE} point and by more than twice the larger of the two "
+    "standard deviations."
+)
+NO_PRINT = "Numbers in print are not at hand for what this table shows, so it has no column of them."
+DIVERSITY_NOTE = (
+    "Feature distance: how far apart the distilled images of a class lie at the teacher's last convolution, relative "
+    "to real test images of the class (1: as far). Coverage: the share of real test images that a distilled image lies "
+    "near, from 0 to 1; to be compared at equal ipc."
+)
+# The arms of Table 3 in its order.
+ARMS = {"none": "no adjustment", "random": "random direction", "directed": "directed (DWA)"}
+
+
+def accuracy_table(runs: list[Run], table: int | None = None, axes: tuple[str, ...] = ()) -> pd.DataFrame:
+    """One row per cell, with print beside ours; mean and standard deviation (n - 1) over student seeds, in percent.
+
+    Print is compared with runs under the authors' switches; the defaults have columns of their own. `outside`
+    is True where the difference is above 1.0 point and above twice the larger standard deviation, and None without one.
+
+    Args:
+        runs: as `report.runs_of` returns them.
+        table: the printed table whose rows join ours, for each data set and ipc that a run has; None for a table
+            that has no counterpart in print.
+        axes: keys such as "synthesis.rho" that get a column of their own.
+    """
+    cell = [*CELL, *axes]
+    rows = report.accuracies(runs, axes)
+    columns = []
+    for authors, label in ((True, "authors"), (False, "ours")):
+        group = rows[rows["authors"] == authors].groupby(cell)["accuracy"]
+        columns.append(group.agg(["mean", "std", "count"]).add_prefix(f"{label} "))
+    measured = rows.groupby(cell)[["teacher", *report.DIVERSITY.values()]].mean()
+    frame = pd.concat([*columns, measured], axis=1).reset_index()
+    printed = report.published().rename(columns={"dataset": "data set", "network": "student"})
+    shown = set(zip(rows["data set"], rows["ipc"], strict=True))
+    belongs = [key in shown for key in zip(printed["data set"], printed["ipc"], strict=True)]
+    printed = printed[(printed["table"] == table) & pd.Series(belongs)].assign(variant="")
+    printed = printed.rename(columns={"top1_mean": "print mean", "top1_std": "print std"})
+    key = [name for name in CELL if name != "network"]
+    frame = frame.merge(printed[[*key, "print mean", "print std"]], how="outer", on=key)
+    frame["difference"] = (frame["authors mean"] - frame["print mean"]).round(2)
+    spread = 2 * frame[["authors std", "print std"]].max(axis=1).fillna(0)
+    outside = frame["difference"].abs() > spread.clip(lower=TOLERANCE).round(6)
+    frame["outside"] = outside.astype(object).where(frame["difference"].notna(), None)
+    return frame.sort_values(
+        ["data set", "ipc", "student", "network", "method", "variant", *axes], key=place, ignore_index=True
+    )
+
+
+def place(column: pd.Series) -> pd.Series:
+    """The key that sorts a column of `accuracy_table`: quoted methods before ours, networks by their number."""
+    orders = {"method": list(METHODS), "synthesis.adjustment": list(ARMS)}
+    if column.name in orders:
+        known = orders[column.name]
+        order = sorted(column.unique(), key=lambda name: (known.index(name) if name in known else -1, name))
+    elif column.name in ("data set", "student", "network"):
+        order = sorted(column.fillna("").unique(), key=report.natural)
+    else:
+        return column
+    return column.fillna("").map(order.index)
+
+
+# ---------------------------------------------------------------------------------------------------- texts
+
+
+def number(value: float, digits: int) -> str:
+    """`value` with that many digits after the point, empty where there is none."""
+    return "" if pd.isna(value) else f"{value:.{digits}f}"
+
+
+def mean_text(row: pd.Series, label: str) -> str:
+    """mean ± standard deviation of `row`'s columns of that label, with the number of seeds where it is not three."""
+    mean, std, count = (row.get(f"{label} {name}") for name in ("mean", "std", "count"))
+    if pd.isna(mean):
+        return ""
+    if label != "print" and count == 1:
+        return f"{mean:.1f} (1 seed)"
+    seeds = "" if label == "print" or count == 3 else f" ({count:.0f} seeds)"
+    return f"{mean:.1f} ± {std:.1f}{seeds}"
+
+
+def difference_text(row: pd.Series) -> str:
+    """Ours minus print with its sign, marked where it is outside the tolerance; empty where one of the two is."""
+    return "" if pd.isna(row["difference"]) else f"{row['difference']:+.1f}{' ' + MARK if row['outside'] else ''}"
+
+
+def method_text(row: pd.Series) -> str:
+    """The arm or method, whether it is quoted from print, and the variant."""
+    if row["method"] == "dwa" and "synthesis.adjustment" in row:
+        method = ARMS[row["synthesis.adjustment"]]
+    else:
+        method = METHODS.get(row["method"], f"{row['method']} (quoted)")
+    return ", ".join(filter(None, [method, row["variant"]]))
+
+
+def long(frame: pd.DataFrame) -> pd.DataFrame:
+    """`accuracy_table`'s frame as texts, one cell a row, without the columns that nothing stands in."""
+    rows = []
+    for _, row in frame.iterrows():
+        network = "" if pd.isna(row["network"]) else row["network"]
+        rows.append(
+            {
+                "data set": row["data set"],
+                "ipc": row["ipc"],
+                "student": row["student"],
+                "method": method_text(row),
+                "print": mean_text(row, "print"),
+                "ours, authors' switches": mean_text(row, "authors"),
+                "difference": difference_text(row),
+                "ours, defaults": mean_text(row, "ours"),
+                "teacher": " ".join([network, number(row["teacher"], 1)]).strip(),
+                **{name: number(row[name], 2) for name in report.DIVERSITY.values()},
+            }
+        )
+    shown = pd.DataFrame(rows)
+    # With print at hand the columns that are compared with it stay, to show what is not run yet.
+    keep = {"print", "ours, authors' switches", "difference"} if shown.get("print", pd.Series()).any() else set()
+    return shown.drop(columns=[name for name in shown if name not in keep and not shown[name].astype(bool).any()])
+
+
+def wide(frame: pd.DataFrame, rows: list[str], columns: list[str]) -> pd.DataFrame:
+    """`accuracy_table`'s frame as texts with one row for each of `rows` and one column for each of `columns`.
+
+    Runs under the authors' switches and under the defaults have rows of their own where there are both. Print, where
+    it is at hand, stands in brackets behind ours, with the difference.
+    """
+    frame = frame.assign(method=frame.apply(method_text, axis=1))
+    planned = {label: frame[f"{label} count"].notna() for label in ("authors", "ours")}
+    both = all(chosen.any() for chosen in planned.values())
+    cells = {}
+    for label, switches in (("ours", "defaults"), ("authors", "authors'")):
+        for _, row in frame[planned[label]].iterrows():
+            text = mean_text(row, label)
+            if label == "authors" and not pd.isna(row["print mean"]):
+                text += f" (print {mean_text(row, 'print')}" + (f", {difference_text(row)})" if text else ")")
+            left = (*[row[name] for name in rows], *([switches] if both else []))
+            top = ", ".join(str(row[name]) if name == "method" else f"{name} {row[name]}" for name in columns)
+            cells.setdefault(left, {})[top] = text
+    tops = list(dict.fromkeys(top for texts in cells.values() for top in texts))
+    names = [*rows, *(["switches"] if both else [])]
+    named = {"network": "teacher"}
+    return pd.DataFrame(
+        [
+            {named.get(name, name): value for name, value in zip(names, left, strict=True)}
+            | {top: texts.get(top, "") for top in tops}
+            for left, texts in cells.items()
+        ]
+    )
+
+
+def diversity(frame: pd.DataFrame) -> pd.DataFrame:
+    """One row for each distilled set whose diversity is known, as texts, beside the accuracy of one student.
+
+    The student is one of the teacher's network where there is one.
+    """
+    known = frame[frame[list(report.DIVERSITY.values())].notna().any(axis=1)]
+    known = known.assign(own=known["student"] != known["network"]).sort_values("own", kind="stable")
+    which_set = [name for name in frame.columns[: list(frame.columns).index("authors mean")] if name != "student"]
+    return long(known.drop_duplicates(which_set).sort_index())
+
+
+def seed_spread(frame: pd.DataFrame) -> pd.DataFrame:
+    """`accuracy_table`'s frame over `synthesis.seed` as texts: what students and what distilled sets vary by.
+
+    The first is the root of the mean variance of the students on one set, the second the standard deviation of the
+    sets' means, which holds what is left of the first in a mean.
+    """
+    rows = []
+    for label, switches in (("authors", "authors'"), ("ours", "defaults")):
+        planned = frame[frame[f"{label} count"].notna()]
+        for cell, sets in planned.groupby(["data set", "ipc", "network", "student", "method", "variant"], sort=False):
+            texts = {f"synthesis seed {row['synthesis.seed']}": mean_text(row, label) for _, row in sets.iterrows()}
+            students = (sets[f"{label} std"] ** 2).mean() ** 0.5
+            rows.append(
+                dict(zip(["data set", "ipc", "teacher", "student"], cell, strict=False))
+                | {"method": method_text(sets.iloc[0]), "switches": switches}
+                | texts
+                | {
+                    "standard deviation over students": number(students, 2),
+                    "over sets": number(sets[f"{label} mean"].std(), 2),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+# --------------------------------------------------------------------------------------- hyper-parameters
+
+
+def hyperparameters(names: Iterable[str], **modifier) -> pd.DataFrame:
+    """What the code runs under each preset of `names`, one row per value; DWA under our defaults.
+
+    Args:
+        names: presets.
+        modifier: `method="sre2l"` or `authors=True`: only the values which that changes.
+    """
+    frames = []
+    for changes in ({}, modifier):
+        columns = {}
+        for name in names:
+            given = {"profile": "presets", "name": name, "preset": name, **changes}
+            setting = settings.resolve(given).model_dump()
+            for stage in ("teacher", "relabel"):  # what has no part in the training is left out
+                if setting[stage]["optimizer"] != "sgd":
+                    del setting[stage]["momentum"]
+                if setting[stage]["crop"] != "padded":
+                    del setting[stage]["crop_padding"]
+            if setting["teacher"]["weights"] is not None:
+                setting["teacher"] = {"weights": setting["teacher"]["weights"]}
+            columns[name] = {"network": setting["network"], "stem": setting["stem"]} | {
+                f"{stage}.{key}": value_text(value)
+                for stage in ("images", "teacher", "synthesis", "relabel")
+                for key, value in setting[stage].items()
+                if key not in ("seed", "test_every")
+            }
+        frames.append(pd.DataFrame(columns).fillna(""))
+    plain, changed = frames
+    frame = changed[(changed != plain).any(axis=1)] if modifier else plain[(plain != "").any(axis=1)]
+    return frame.rename_axis("value").reset_index()
+
+
+def value_text(value) -> str:
+    """One value of a setting as a table shows it."""
+    if isinstance(value, list):
+        return ", ".join(value_text(entry) for entry in value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+# --------------------------------------------------------------------------------------------------- files
+
+
+def write(
+    profile: str, name: str, title: str, caption: str, frame: pd.DataFrame, blocks: list, notes: list[str]
+) -> Path:
+    """Writes results/<profile>/<name>.csv from `frame`, and .md; returns the path of the .md.
+
+    The .md holds title, caption, `blocks` (text, or frames of texts that become tables) and `notes`.
+    """
+    folder = settings.root() / "results" / profile
+    folder.mkdir(parents=True, exist_ok=True)
+    frame.round(4).to_csv(folder / f"{name}.csv", index=False)
+    texts = [f"# {title}, profile {profile}", caption]
+    for block in blocks:
+        if isinstance(block, pd.DataFrame):
+            block = block.fillna("").to_markdown(index=False, disable_numparse=True)
+        texts.append(block)
+    texts.append("\n".join(f"- {line}" for line in notes))
+    path = folder / f"{name}.md"
+    path.write_text("\n\n".join(filter(None, texts)) + "\n")
+    return path
+
+
+def write_accuracies(
+    profile: str, name: str, title: str, caption: str, runs: list[Run], frame: pd.DataFrame, shown: pd.DataFrame
+) -> Path:
+    """Writes `accuracy_table`'s frame, `shown` as texts, with its legend and the notes of its runs; see `write`."""
+    about_print = LEGEND if frame["print mean"].notna().any() else NO_PRINT
+    blocks = [shown if len(shown) else "No setting of this profile belongs here."]
+    sets = diversity(frame)
+    if len(sets) and not set(report.DIVERSITY.values()) & set(shown):
+        blocks += ["## Diversity of the distilled sets", sets]
+    if len(sets):
+        blocks.append(DIVERSITY_NOTE)
+    return write(profile, name, title, caption, frame, blocks, [about_print, *report.notes(runs)])

@@ -1,0 +1,151 @@
+"""The settings files of demo and paper: as the description generates them, complete, sharing what they can share."""
+
+import json
+
+import pytest
+
+from dwa_core import grid, models, settings, synthesize, teacher
+
+GENERATED = grid.generated()
+DATA_SETS = ("cifar10", "cifar100", "tiny-imagenet", "imagenet-1k")
+PRINTED_COUNTS = {"tiny-imagenet": (50, 100), "imagenet-1k": (10, 50, 100)}
+
+
+def resolved(profile: str, product: str | None = None) -> list[settings.Setting]:
+    return [settings.resolve(settings.read(path)) for path in settings.files(profile, product)]
+
+
+@pytest.mark.parametrize("name", GENERATED)
+def test_committed_file_is_what_the_description_generates(name):
+    assert (settings.SETTINGS / name).read_text() == GENERATED[name], "run `make settings`"
+
+
+def test_no_two_files_hold_the_same_run():
+    numbers = [
+        setting.model_dump_json(exclude={"name", "seeds", "shown_in"})
+        for profile in ("demo", "paper")
+        for setting in resolved(profile)
+    ]
+    assert len(set(numbers)) == len(numbers)
+
+
+def cells(product: str) -> set[tuple]:
+    return {
+        (setting.dataset, setting.network, setting.student, setting.method, setting.ipc, setting.authors)
+        for setting in resolved("paper", product)
+    }
+
+
+def test_table_1_has_every_cell_of_the_design_under_both_kinds_of_switches():
+    ours = {("resnet18", method) for method in ("random-real", "sre2l", "dwa")}
+    ours |= {("convnet-128", method) for method in ("random-real", "dwa")}
+    assert cells("table-1") == {
+        (dataset, network, network, method, ipc, authors)
+        for dataset in ("cifar10", "cifar100")
+        for network, method in ours
+        for ipc in (10, 50)
+        for authors in (True, False)
+    }
+
+
+def test_table_2_has_every_printed_cell_of_ours():
+    wanted = {
+        (dataset, "resnet18", student, method, ipc, True)
+        for dataset, counts in PRINTED_COUNTS.items()
+        for ipc in counts
+        for student in ("resnet18", "resnet50", "resnet101")
+        for method in ("sre2l", "dwa")
+    }
+    assert wanted <= cells("table-2")
+    assert all(setting.seeds == [0, 1, 2] for setting in resolved("paper", "table-2"))
+
+
+def test_table_3_has_three_arms_of_every_student():
+    arms = {(s.synthesis.adjustment, s.student, s.ipc) for s in resolved("paper", "table-3")}
+    assert len(arms) == 3 * 8 * 2
+    assert {setting.dataset for setting in resolved("paper", "table-3")} == {"cifar100"}
+
+
+def test_tables_9_and_10_and_the_spread():
+    assert {(s.network, s.student) for s in resolved("paper", "table-9")} == {
+        (network, "vit_tiny_patch16_224") for network in ("resnet18", "resnet50", "resnet101")
+    }
+    assert {(s.method, s.tasks, s.ipc) for s in resolved("paper", "table-10")} == {("sre2l", 5, 20), ("dwa", 5, 20)}
+    spread = [(s.dataset, s.synthesis.seed) for s in resolved("paper", "table-spread")]
+    assert sorted(spread) == sorted((name, seed) for name in DATA_SETS for seed in (0, 1, 2))
+
+
+def test_sweeps_hold_the_values_of_the_design():
+    strengths = (0.01, 0.03, 0.05, 0.07, 0.09, 0.11, 0.13, 0.15)
+    stages = [setting.synthesis for setting in resolved("paper", "figure-variance")]
+    decoupled = {round(stage.r_bn * stage.r_var, 6) for stage in stages if stage.r_bn == 0.01}
+    coupled = {stage.r_bn for stage in stages if stage.r_var == 1}
+    assert decoupled == coupled == set(strengths)
+    assert len(stages) == 2 * len(strengths) - 1, "the weakest is one run in both"
+    pairs = {(s.synthesis.steps, s.synthesis.rho) for s in resolved("paper", "figure-steps-rho")}
+    assert pairs == {(steps, rho) for steps in (1, 4, 8, 12, 16, 20) for rho in (0.005, 0.01, 0.015, 0.02, 0.03)}
+
+
+@pytest.mark.parametrize("profile", ["demo", "paper"])
+def test_every_network_of_the_settings_can_be_built_at_its_side(profile):
+    for setting in resolved(profile):
+        for key in ("network", "student"):
+            models.check_network(key, getattr(setting, key), setting.stem, setting.images.side)
+
+
+def test_demo_has_every_product_of_the_paper():
+    shown = {profile: {name for s in resolved(profile) for name in s.shown_in} for profile in ("demo", "paper")}
+    assert shown["demo"] == shown["paper"]
+
+
+def artifacts_of(product: str) -> tuple[set[str], set[str]]:
+    """Names of the teachers and distilled sets that the runs of a product of the paper stand on, the data the same."""
+    teachers, sets = set(), set()
+    for setting in resolved("paper", product):
+        trained, _ = teacher.describe(setting, "data")
+        teachers.add(trained)
+        sets.add(synthesize.describe(setting, "data", trained)[0])
+    return teachers, sets
+
+
+def test_cells_share_teachers_and_distilled_sets():
+    teachers, sets = artifacts_of("table-3")
+    assert len(teachers) == 1
+    assert len(sets) == 3 * 2, "one per arm and ipc, whoever the student is"
+    teachers, sets = artifacts_of("table-2")
+    assert len(teachers) == 2, "one per data set, under both kinds of switches"
+    assert len(sets) == 2 * 2 * 2 + 3 * 2, "Tiny-ImageNet under both kinds of switches, ImageNet-1K under one"
+    assert artifacts_of("table-5")[1] <= sets, "the sets of ImageNet-1K are made once"
+    assert artifacts_of("figure-gain")[1] <= sets | artifacts_of("table-1")[1]
+
+
+def test_artifacts_of_committed_records_keep_their_names():
+    paths = sorted((settings.SETTINGS.parent / "results" / "lite").glob("*-seed*.json"))
+    assert paths
+    for path in paths:
+        record = json.loads(path.read_text())
+        setting = settings.Setting.model_validate({**record["setting"], "seeds": [0]})
+        name, _ = teacher.describe(setting, record["data"]["fingerprint"])
+        assert name == record["teacher"]["artifact"], path.name
+        distilled, _ = synthesize.describe(setting, record["data"]["fingerprint"], name)
+        assert distilled == record["distilled"]["artifact"], path.name
+
+
+def test_what_a_preset_says_anyway_is_neither_written_nor_part_of_the_name():
+    given = {"preset": "cifar100", "network": "resnet18", "method": "dwa", "ipc": 10}
+    given |= {"synthesis.adjustment": "directed", "synthesis.steps": 4, "student": "resnet18", "authors": True}
+    run = grid.stripped(given, "{preset}-{method}", "paper")
+    assert run["name"] == "cifar100-dwa-steps4-authors"
+    assert run["synthesis"] == {"steps": 4}
+    assert "student" not in run
+
+
+def test_two_runs_under_one_name_are_refused(tmp_path, monkeypatch, refused):
+    description = tmp_path / "grid.yaml"
+    description.write_text(
+        "demo:\n  name: same\n  seeds: [0]\n"
+        "  table-1:\n    - {preset: digits, method: [dwa, sre2l], ipc: 1, network: convnet-64}\n"
+    )
+    monkeypatch.setattr(grid, "GRID", description)
+    with refused("same"):
+        grid.generated()
