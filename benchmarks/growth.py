@@ -73,8 +73,8 @@ def draw(rows: list[dict], stem: str) -> None:
             axis.minorticks_off()
     caption = (
         f"Synthesis with {NETWORK}, {SMALL['iterations']} iterations and one step of weight adjustment per batch of 10 "
-        f"images, {IMAGES} training images. Top: median of {REPEATS} runs. Bottom: the whole process, or the tensors on "
-        "a GPU."
+        f"images, {IMAGES} training images. Top: median of {REPEATS} runs. Bottom: the whole process, or the "
+        "tensors on a GPU."
     )
     figures.save(figure, "bench", stem, "How synthesis grows", caption)
 
