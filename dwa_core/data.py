@@ -189,17 +189,18 @@ def digits(side: int) -> dict[str, datasets.Dataset]:
 
 def decoded(name, parts, side: int, source, classes: list[str]) -> tuple[dict[str, torch.Tensor], str]:
     """All images as (N, side, side, 3) bytes with their labels, decoded once and kept under artifacts/data."""
-    artifact = f"{name}-{side}px-{store.digest(source, side)}"
+    artifact = f"{name}-{side}px-{store.digest({'source': source, 'side': side})}"
     folder = store.find("data", artifact)
     if folder is None:
         tensors = {}
         for part, dataset in parts.items():
             tensors[part] = decode(name, part, dataset, side)
             tensors[f"{part}_labels"] = torch.tensor(dataset["label"][:])
-        with store.new_artifact("data", artifact) as temporary:
+        with store.lock("data", artifact), store.new_artifact("data", artifact) as temporary:
             save_file(tensors, temporary / "images.safetensors")
             content = store.fingerprint(tensors, classes)
-            store.write_json(temporary / "record.json", {"fingerprint": content, "classes": classes})
+            described = {"source": source, "side": side}
+            store.seal(temporary, described, fingerprint=content, classes=classes)
         folder = store.find("data", artifact)
     return load_file(folder / "images.safetensors"), store.read_json(folder / "record.json")["fingerprint"]
 

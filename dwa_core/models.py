@@ -1,6 +1,7 @@
 """Networks by name, and how they run: device, precision, memory format."""
 
 import copy
+import os
 import platform
 import re
 
@@ -85,7 +86,10 @@ def published(name: str, weights: str, classes: int) -> nn.Module:
     """
     check_name("network", name)
     try:
-        network = torchvision.models.get_model(name, weights=weights)
+        chosen = torchvision.models.get_model_weights(name)[weights]
+        network = torchvision.models.get_model(name, weights=None, num_classes=len(chosen.meta["categories"]))
+        # torchvision itself would unpickle whatever the file holds.
+        network.load_state_dict(chosen.get_state_dict(check_hash=True, weights_only=True))
     except (ValueError, KeyError) as error:
         raise InputError(f"teacher.weights: {weights!r} is not known for {name}; {error}") from None
     except OSError as error:
@@ -107,6 +111,16 @@ def choose_device(wanted: str) -> torch.device:
     if wanted == "cuda" and not torch.cuda.is_available():
         raise InputError("device: 'cuda' is not available here; set it to cpu or auto")
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def use_deterministic_algorithms() -> None:
+    """From now on the same run on the same GPU gives the same bits; an operation that cannot raises RuntimeError.
+
+    To be called before anything is computed on the GPU.
+    """
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # cuBLAS's own condition for it
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
 
 
 def device_name(device: torch.device) -> str:

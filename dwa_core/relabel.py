@@ -9,7 +9,7 @@ from dwa_core.augment import STUDENT
 from dwa_core.data import ImageData
 from dwa_core.settings import RelabelStage, Setting
 from dwa_core.synthesize import DistilledSet
-from dwa_core.teacher import Teacher, fit
+from dwa_core.teacher import Teacher, fit, memory_for
 
 
 def soft_label_loss(student_logits: torch.Tensor, teacher_logits: torch.Tensor, stage: RelabelStage) -> torch.Tensor:
@@ -37,8 +37,20 @@ def evaluate(
 ) -> dict:
     """Trains one student with `setting.seed`, tests it, and writes and returns its record.
 
-    The student sees the distilled images alone; `data.test` is used for testing only.
+    The student sees the distilled images alone; `data.test` is used for testing only. Of runs of the same setting
+    side by side, one trains it.
     """
+    before = setting.read_record()
+    with store.lock("students", f"{setting.profile}-{setting.name}-seed{setting.seed}"):
+        if before is None and (record := setting.read_record()) is not None:
+            return record
+        return train_and_record(setting, data, teacher, distilled, device)
+
+
+def train_and_record(
+    setting: Setting, data: ImageData, teacher: Teacher, distilled: DistilledSet, device: torch.device
+) -> dict:
+    """What `evaluate` does once it is this run's turn."""
     stage, images = setting.relabel, setting.images
     std = images.std_after_teacher or images.std
     precision = models.choose_precision(setting.precision, device)
@@ -51,35 +63,36 @@ def evaluate(
         use_batch_statistics(labeller)
     training = distilled.split(device)
 
-    def batch_loss(epoch: int):
+    def mixed_batches(epoch: int):
         host = augment.host_random(STUDENT, setting.seed, epoch)
         random = augment.device_random(device, STUDENT, setting.seed, epoch, 1)
+        for inputs, labels in training.train_batches(stage, images.mean, std, STUDENT, setting.seed, epoch):
+            yield augment.mix(inputs, stage.mixing, stage.mixing_alpha, host, random), labels
 
-        def loss_of(inputs, _):
-            inputs = augment.mix(inputs, stage.mixing, stage.mixing_alpha, host, random)
-            with torch.no_grad():
-                teacher_logits = labeller(inputs)
-            return soft_label_loss(student(inputs).float(), teacher_logits.float(), stage)
-
-        return loss_of
+    def loss_of(inputs, _):
+        with torch.no_grad():
+            teacher_logits = labeller(inputs)
+        return soft_label_loss(student(inputs).float(), teacher_logits.float(), stage)
 
     identity = store.digest(
-        setting.model_dump(exclude={"seeds", "device", "profile", "name"}),
+        setting.model_dump(exclude={"seeds", "device", "profile", "name", "max_minutes"}),
         distilled.artifact,
         data.fingerprint,
     )
     checkpoint = store.Checkpoint(f"student-{setting.profile}-{setting.name}-seed{setting.seed}-{identity}")
-    curve = fit(
-        student,
-        stage,
-        batches=lambda epoch: training.train_batches(stage, images.mean, std, STUDENT, setting.seed, epoch),
-        batch_loss=batch_loss,
-        test_batches=lambda: data.test.test_batches(images.mean, std),
-        device=device,
-        precision=precision,
-        checkpoint=checkpoint,
-        label=f"student {setting.seed}",
-    )
+    torch.manual_seed(first_weights)  # for what a network draws itself, such as dropout
+    with memory_for("relabel", stage, student, images.side, device, precision):
+        curve = fit(
+            student,
+            stage,
+            batches=mixed_batches,
+            batch_loss=lambda epoch: loss_of,
+            test_batches=lambda: data.test.test_batches(images.mean, std),
+            device=device,
+            precision=precision,
+            checkpoint=checkpoint,
+            label=f"student {setting.seed}",
+        )
     record = make_record(setting, data, teacher, distilled, curve, precision, checkpoint.seconds(), device)
     store.write_json(setting.record_path(), record)
     checkpoint.remove()

@@ -6,6 +6,8 @@ holds every number of a run, or stops with one line that names the key, the valu
 
 import ast
 import copy
+import json
+import math
 import os
 import re
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from dwa_core import stop
 from dwa_core.presets import AUTHORS, DEFAULTS, PRESETS, merged
 
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
@@ -124,6 +127,8 @@ class Setting(Strict):
     seeds: Annotated[list[Seed], Field(min_length=1)]
     device: Literal["auto", "cpu", "cuda"]
     precision: Literal["auto", "bf16", "fp32"]
+    deterministic: bool = False  # bit-exact on a GPU too, and slower; a CPU is bit-exact anyway
+    max_minutes: Positive | None = None  # the run stops then and goes on when it is called again; part of no result
     images: Images
     teacher: TeacherStage
     synthesis: SynthesisStage
@@ -134,8 +139,18 @@ class Setting(Strict):
         return root() / "results" / self.profile / f"{self.name}-seed{self.seed}.json"
 
     def recorded(self) -> dict:
-        """The setting as its record holds it: `seeds` says what else is run, not what this run is."""
-        return self.model_dump(exclude={"seeds"})
+        """The setting as its record holds it: without `seeds` and `max_minutes`, which are not part of what it is."""
+        return self.model_dump(exclude={"seeds", "max_minutes"})
+
+    def read_record(self) -> dict | None:
+        """The record of this very setting, or None where there is none that can be used."""
+        others = {"seeds": self.seeds, "max_minutes": self.max_minutes}
+        try:
+            record = json.loads(self.record_path().read_text())
+            same = Setting.model_validate({**record["setting"], **others}) == self
+        except (OSError, ValueError, KeyError, TypeError):  # none yet, damaged, or of an older form
+            return None
+        return record if same else None
 
 
 # ----------------------------------------------------------------------------------------------- checks
@@ -231,6 +246,13 @@ def check_values(setting: Setting) -> None:
     folder = os.environ.get("DWA_DATA")
     if folder and not Path(folder).is_dir():
         raise InputError(f"DWA_DATA: {folder!r} is not a folder; set it to the folder that holds the data sets")
+    seconds = os.environ.get("DWA_CHECKPOINT_SECONDS", "60")
+    try:
+        good = 0 <= float(seconds) < math.inf
+    except ValueError:
+        good = False
+    if not good:
+        raise InputError(f"DWA_CHECKPOINT_SECONDS: {seconds!r} is not allowed; must be a number of at least 0")
 
 
 def from_notebook(variables: dict) -> Setting:
@@ -248,6 +270,9 @@ def from_notebook(variables: dict) -> Setting:
     setting = resolve({key: variables[key] for key in known if key in variables})
     for key in ("network", "student"):
         models.check_name(key, getattr(setting, key))
+    if setting.deterministic:
+        models.use_deterministic_algorithms()
+    stop.start_budget(setting.max_minutes)
     return setting
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
-from dwa_core import augment, models, store
+from dwa_core import augment, guard, models, store
 from dwa_core.adjust import adjust_weights
 from dwa_core.augment import DIRECTION, INITIAL_NOISE, View
 from dwa_core.data import ImageData, Resident, draw_real
@@ -116,6 +116,8 @@ def optimise_images(
     precision: torch.dtype,
     image_gradient: torch.Tensor | None = None,
     watch: Callable[[int, torch.Tensor, torch.Tensor], None] | None = None,
+    begun: dict[str, torch.Tensor] | None = None,
+    keep: Callable[[Callable[[], dict[str, torch.Tensor]]], None] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Optimises `images` against the frozen `network`: cross-entropy plus r_bn times the BatchNorm terms.
 
@@ -127,9 +129,14 @@ def optimise_images(
         precision: of the network's forward and backward pass; the loss and the images keep the type of `images`.
         image_gradient: added to the gradient of the first update (the authors' switch).
         watch: called after each update with iteration, images, and the BatchNorm terms before it.
+        begun: the state to go on from: `keep`'s.
+        keep: called after each update with a function that returns the state so far, for whom wants to store it.
 
     Returns: the last iterate, and the losses (iterations, 4): cross-entropy, sum of BatchNorm terms,
         total, learning rate.
+
+    Raises:
+        DivergedError: the numbers have gone wrong (`guard.check_synthesis`).
     """
     device = images.device
     layers = match_statistics(network)
@@ -137,7 +144,17 @@ def optimise_images(
     images = images.clone().requires_grad_(True)
     optimizer = torch.optim.Adam([images], lr=stage.learning_rate, **ADAM)
     losses = torch.zeros(len(views), 4, dtype=images.dtype, device=device)
-    for iteration, view in enumerate(views):
+    usual_terms = terms_of_zero_statistics(layers, stage.r_var)
+
+    def check(iteration):
+        guard.check_synthesis(stage, losses[: iteration + 1], terms, usual_terms, images, black, white)
+
+    def state():
+        check(iteration)
+        return packed_images(images, optimizer, losses[: iteration + 1])
+
+    first = 0 if begun is None else unpack_images(begun, images, optimizer, losses)
+    for iteration, view in enumerate(views[first:], first):
         rate = stage.learning_rate * (1 + math.cos(math.pi * iteration / len(views))) / 2
         optimizer.param_groups[0]["lr"] = rate
         with models.autocast(device, precision):
@@ -154,7 +171,45 @@ def optimise_images(
             losses[iteration] = torch.stack([cross_entropy, terms.sum(), loss, torch.full_like(loss, rate)])
         if watch is not None:
             watch(iteration, images.detach(), terms.detach())
+        if (iteration + 1) % guard.CHECK_EVERY == 0 or iteration + 1 == len(views):
+            check(iteration)
+        if keep is not None:
+            keep(state)
     return images.detach(), losses
+
+
+def terms_of_zero_statistics(layers: list[MatchedBatchNorm], r_var: float) -> torch.Tensor:
+    """(layers,): `batchnorm_terms` if mean and variance of every layer's input were zero."""
+    norms = [
+        r_var * torch.linalg.vector_norm(matched.layer.running_var)
+        + torch.linalg.vector_norm(matched.layer.running_mean)
+        for matched in layers
+    ]
+    return torch.stack([norms[0] * FIRST_LAYER_WEIGHT, *norms[1:]])
+
+
+def packed_images(
+    images: torch.Tensor, optimizer: torch.optim.Optimizer, losses: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """All that the optimisation of `images` goes on from; `losses` (iterations so far, 4) tell how far it came."""
+    return {"images": images, "losses": losses} | {f"adam.{k}": v for k, v in optimizer.state[images].items()}
+
+
+def unpack_images(
+    begun: dict[str, torch.Tensor], images: torch.Tensor, optimizer: torch.optim.Optimizer, losses: torch.Tensor
+) -> int:
+    """Puts back what `packed_images` returned, in place; returns the number of iterations that are done."""
+    done = len(begun["losses"])
+    with torch.no_grad():
+        images.copy_(begun["images"])
+        losses[:done] = begun["losses"]
+    for name, value in begun.items():
+        if name.startswith("adam."):
+            name = name.removeprefix("adam.")
+            # Adam counts its steps on the CPU; its moments lie in memory as the images do.
+            value = value.cpu() if name == "step" else torch.empty_like(images).copy_(value)
+            optimizer.state[images][name] = value.detach()
+    return done
 
 
 def synthesize(
@@ -169,10 +224,24 @@ def synthesize(
     std = images.std_after_teacher or images.std
     classes, side = len(data.classes), images.side
     precision = models.choose_precision(setting.precision, device)
-    done = torch.empty(0, side, side, 3, dtype=torch.uint8)
-    losses_of_first = []
+    done = made = torch.empty(0, side, side, 3, dtype=torch.uint8)  # whole ipc indices; class batches of the next
+    losses_of_first, begun = [], None
     if (found := checkpoint.load(device)) is not None:
-        done, losses_of_first = found[0]["done"].cpu(), found[1]["losses"]
+        begun, losses_of_first = found[0], found[1]["losses"]
+        done, made = begun.pop("done").cpu(), begun.pop("made").cpu()
+
+    def keep(state):
+        if checkpoint.due():
+            checkpoint.save({"done": done, "made": made} | state(), {"losses": losses_of_first})
+
+    def attempt(size):
+        twin = models.frozen_copy(teacher)
+        layers = match_statistics(twin)
+        zeros = torch.zeros(size, 3, side, side, device=device, requires_grad=True)
+        with models.autocast(device, precision):
+            logits = twin(zeros)
+        torch.autograd.grad(logits.sum() + batchnorm_terms(layers, stage.r_var).sum(), zeros)
+
     chosen = draw_real(data.train, classes, setting.ipc, stage.seed) if stage.initial == "real" else None
     first = len(done) // classes
     progress = tqdm(
@@ -180,9 +249,11 @@ def synthesize(
     )
     for index in progress:
         network = models.frozen_copy(teacher)
-        made = []
         for start in range(0, classes, stage.classes_per_batch):
             labels = torch.arange(start, min(start + stage.classes_per_batch, classes), device=device)
+            finished = start < len(made)
+            if finished and stage.weights_between_class_batches == "restored":
+                continue
             key = (stage.seed, index, start)
             if stage.initial == "real":
                 pixels = data.train.pictures(chosen[index, labels.cpu()]).to(device)
@@ -203,18 +274,21 @@ def synthesize(
                 *(DIRECTION, *key),
                 with_image_gradient=stage.image_gradient_after_adjustment == "added",
             )
+            if finished:  # only its adjustment of the weights, on which the next one builds, was needed again
+                continue
             twin = models.frozen_copy(network)
-            result, losses = optimise_images(
-                twin, initial, labels, views, stage, images.mean, std, precision, image_gradient
-            )
-            made.append(augment.denormalise_to_uint8(result, images.mean, std, rounded=stage.storage == "png").cpu())
+            with guard.enough_memory("synthesis.classes_per_batch", len(labels), attempt):
+                result, losses = optimise_images(
+                    twin, initial, labels, views, stage, images.mean, std, precision, image_gradient, begun=begun, keep=keep
+                )
+            begun = None
+            result_uint8 = augment.denormalise_to_uint8(result, images.mean, std, rounded=stage.storage == "png")
+            made = torch.cat([made, result_uint8.cpu()])
             if not losses_of_first:
                 losses_of_first = losses.tolist()
             if stage.weights_between_class_batches == "restored":
                 network = models.frozen_copy(teacher)
-        done = torch.cat([done, *made])
-        if checkpoint.due() and index + 1 < setting.ipc:
-            checkpoint.save({"done": done}, {"losses": losses_of_first})
+        done, made = torch.cat([done, made]), made[:0]
     return done, losses_of_first
 
 
@@ -242,12 +316,28 @@ def synthesize_or_load(setting: Setting, data: ImageData, teacher: Teacher, devi
 
     "random-real" takes the real images from which synthesis with the same seed would start, as they are.
     """
+    name, described = identity(setting, data.fingerprint, teacher.artifact)
+    with store.lock("distilled", name):
+        folder = store.find("distilled", name)
+        if folder is None:
+            synthesize_and_store(setting, data, teacher, device, name, described)
+            folder = store.find("distilled", name)
+    return read_parquet(folder)
+
+
+def identity(setting: Setting, fingerprint: str, teacher: str) -> tuple[str, dict]:
+    """The name of the distilled set's artifact, and what determines it.
+
+    Args:
+        fingerprint: of the data.
+        teacher: the name of its artifact.
+    """
     stage = setting.synthesis
     described = {
         "method": setting.method,
         "ipc": setting.ipc,
         "side": setting.images.side,
-        "data": data.fingerprint,
+        "data": fingerprint,
     }
     if setting.method == "random-real":
         described |= {"seed": stage.seed, "storage": stage.storage}
@@ -257,13 +347,10 @@ def synthesize_or_load(setting: Setting, data: ImageData, teacher: Teacher, devi
             "std": setting.images.std_after_teacher or setting.images.std,
             "stage": changed(stage),
             "precision": setting.precision,
-            "teacher": teacher.artifact,
+            "teacher": teacher,
+            **({"deterministic": True} if setting.deterministic else {}),
         }
-    name = f"{setting.dataset}-{setting.method}-ipc{setting.ipc}-{store.digest(described)}"
-    with store.lock("distilled", name):
-        if store.find("distilled", name) is None:
-            synthesize_and_store(setting, data, teacher, device, name, described)
-    return read_parquet(store.find("distilled", name))
+    return f"{setting.dataset}-{setting.method}-ipc{setting.ipc}-{store.digest(described)}", described
 
 
 def synthesize_and_store(

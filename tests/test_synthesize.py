@@ -249,13 +249,13 @@ def test_each_method_starts_from_its_images_and_weights(
     calls = []
     original = synthesize.optimise_images
 
-    def spy(network, images, labels, *rest):
+    def spy(network, images, labels, *rest, **named):
         length = sum(
             (ours - teachers).square().sum().item()
             for ours, teachers in zip(network.parameters(), tiny_teacher.network.parameters(), strict=True)
         )
         calls.append((images.clone(), labels.clone(), length**0.5))
-        return original(network, images, labels, *rest)
+        return original(network, images, labels, *rest, **named)
 
     monkeypatch.setattr(synthesize, "optimise_images", spy)
     made(ipc=2, **differences)
@@ -285,25 +285,36 @@ def test_teacher_is_left_as_it_was(made, tiny_teacher):
     assert not any(layer.training for layer in tiny_teacher.network.modules())
 
 
-def test_interrupted_synthesis_goes_on_to_the_same_bits(digits, tiny_teacher, tiny_setting, tmp_path, monkeypatch, cpu):
-    setting = tiny_setting(ipc=3)
+@pytest.mark.parametrize("between", ["restored", "kept"])
+@pytest.mark.parametrize("broken_call", [1, 3, 8])
+def test_interrupted_synthesis_goes_on_to_the_same_bits(
+    between, broken_call, digits, tiny_teacher, tiny_setting, tmp_path, monkeypatch, cpu
+):
+    differences = {"classes_per_batch": 4, "weights_between_class_batches": between, "rho": 1.0}
+    setting = tiny_setting(ipc=3, synthesis={**differences, "image_gradient_after_adjustment": "added"})
     unbroken = synthesize.synthesize_or_load(setting, digits, tiny_teacher, cpu)
 
     monkeypatch.setenv("DWA_ROOT", str(tmp_path / "broken"))
     monkeypatch.setattr(store, "CHECKPOINT_SECONDS", 0)
-    original, calls = synthesize.optimise_images, []
+    original, began, iterations = synthesize.optimise_images, [], []
 
-    def breaking(*arguments):
-        calls.append(arguments)
-        if len(calls) == 3:
-            raise RuntimeError("power cut")
-        return original(*arguments)
+    def breaking(*arguments, **named):
+        began.append(len(named["begun"]["losses"]) if named["begun"] else 0)
+
+        def watch(iteration, *_):
+            iterations.append(iteration)
+            if len(began) == broken_call and iteration == 2:
+                raise RuntimeError("power cut")
+
+        return original(*arguments, **named, watch=watch)
 
     monkeypatch.setattr(synthesize, "optimise_images", breaking)
     with pytest.raises(RuntimeError, match="power cut"):
         synthesize.synthesize_or_load(setting, digits, tiny_teacher, cpu)
     resumed = synthesize.synthesize_or_load(setting, digits, tiny_teacher, cpu)
-    assert len(calls) == 4  # two before the break, the broken one, and that one again
+    # Nine class batches of four iterations each; of the broken one, the third was lost and is done again.
+    assert began == [0] * broken_call + [2] + [0] * (9 - broken_call)
+    assert len(iterations) == 9 * 4 + 1
     assert torch.equal(resumed.images_uint8, unbroken.images_uint8)
     assert resumed.record["losses_first_batch"] == unbroken.record["losses_first_batch"]
     assert resumed.record["files"] == unbroken.record["files"]
