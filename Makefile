@@ -4,6 +4,8 @@ PYTHON ?= python3
 
 VENV := .venv
 ENVIRONMENT := $(VENV)/installed
+# `make reproduce MAX_MINUTES=230`: a time budget for the whole call. What is stopped then goes on at the next one.
+BUDGET := $(if $(MAX_MINUTES),--max-minutes $(MAX_MINUTES) --since $(shell date +%s))
 RUN := $(VENV)/bin/python notebooks/run.py
 comma := ,
 # Targets lie in this folder, so what they run must write here.
@@ -14,6 +16,9 @@ seeds_of = $(or $(subst $(comma), ,$(shell sed -n 's/^seeds: *\[\(.*\)\].*/\1/p'
 records_of = $(foreach seed,$(call seeds_of,$(1)),$(patsubst settings/%.yaml,results/%,$(1))-seed$(seed).json)
 
 SETTINGS := $(wildcard settings/*/*.yaml)
+ifneq ($(filter-out settings/%.yaml,$(SETTINGS)),)
+$(error settings: the name of a file may not hold a space: $(SETTINGS))
+endif
 RECORDS := $(foreach file,$(wildcard settings/$(PROFILE)/*.yaml),$(call records_of,$(file)))
 TABLES := results/$(PROFILE)/table_01.md
 FIGURES := $(addprefix figures/$(PROFILE)/,accuracy.svg losses.svg gallery.svg)
@@ -27,7 +32,7 @@ help: ## list these targets
 	@echo "  make results/PROFILE/SETTING.json   run one setting, all its seeds"
 	@echo "PROFILE=demo (digits, minutes), lite (CIFAR-10 on a CPU, hours) or paper (GPU); now $(PROFILE)"
 
-reproduce: $(TABLES) $(FIGURES) ## every record, table and figure of PROFILE, as far as it is not there yet
+reproduce: $(TABLES) $(TABLES:.md=.csv) $(FIGURES) $(FIGURES:.svg=.png) ## every record, table and figure of PROFILE, as far as it is not there yet
 	@cat results/$(PROFILE)/table_01.md
 	@echo
 	@echo "Tables:  $(TABLES) and .csv"
@@ -65,7 +70,9 @@ $(ENVIRONMENT): requirements.lock pyproject.toml
 # One record per seed of each settings file. $(1): the file; $(2): a seed.
 define record_rule
 $(patsubst settings/%.yaml,results/%,$(1))-seed$(2).json: $(1) | $(ENVIRONMENT)
-	@$$(RUN) $(1) --seed $(2)
+	@$$(RUN) $(1) --seed $(2) $$(BUDGET) || { \
+	    code=$$$$?; test $$$$code -ne 75 || echo "call me again: make $$(or $$(MAKECMDGOALS),reproduce) $$(MAKEOVERRIDES)"; \
+	    exit $$$$code; }
 endef
 define setting_rule
 .PHONY: $(patsubst settings/%.yaml,results/%,$(1)).json
@@ -74,8 +81,9 @@ endef
 $(foreach file,$(SETTINGS),$(foreach seed,$(call seeds_of,$(file)),$(eval $(call record_rule,$(file),$(seed)))))
 $(foreach file,$(SETTINGS),$(eval $(call setting_rule,$(file))))
 
-results/$(PROFILE)/table_%.md: notebooks/table_%.ipynb dwa_core/report.py $(RECORDS) | $(ENVIRONMENT)
+# Two products of one run: patterns, because make then knows that.
+results/$(PROFILE)/table_%.md results/$(PROFILE)/table_%.csv: notebooks/table_%.ipynb dwa_core/report.py $(RECORDS) | $(ENVIRONMENT)
 	@$(RUN) $< --profile $(PROFILE)
 
-figures/$(PROFILE)/%.svg: notebooks/figure_%.ipynb dwa_core/report.py $(RECORDS) | $(ENVIRONMENT)
+figures/$(PROFILE)/%.svg figures/$(PROFILE)/%.png: notebooks/figure_%.ipynb dwa_core/report.py $(RECORDS) | $(ENVIRONMENT)
 	@$(RUN) $< --profile $(PROFILE)

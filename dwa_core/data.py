@@ -213,7 +213,7 @@ def decode(name: str, part: str, dataset: datasets.Dataset, side: int) -> torch.
     """
     images = np.empty((len(dataset), side, side, 3), np.uint8)
     encoded = dataset.cast_column("image", datasets.Image(decode=False))["image"]
-    feature = datasets.Image(mode="RGB")
+    feature = datasets.Image()
     for index, item in enumerate(encoded):
         try:
             images[index] = np.asarray(squared(feature.decode_example(item), side))
@@ -223,9 +223,16 @@ def decode(name: str, part: str, dataset: datasets.Dataset, side: int) -> torch.
     return torch.from_numpy(images)
 
 
+def as_rgb(image: Image.Image) -> Image.Image:
+    """RGB with 8 bits per channel, the 16 bits of a grey image scaled down; transparency is left out."""
+    if image.mode.startswith("I"):  # Pillow's own conversion cuts off at 255
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
+    return image.convert("RGB")
+
+
 def squared(image: Image.Image, side: int) -> Image.Image:
     """RGB at side x side, regardless of aspect."""
-    image = image.convert("RGB")
+    image = as_rgb(image)
     return image if image.size == (side, side) else image.resize((side, side), Image.Resampling.BILINEAR)
 
 
@@ -333,7 +340,7 @@ class Streamed:
 
     def batches(self, crop: list, mean, std, batch_size: int, training: bool, random: torch.Generator | None):
         """Normalised batches (B, 3, side, side) on the CPU, each image through `crop`; shuffled if `training`."""
-        transform = v2.Compose([v2.RGB(), *crop, v2.PILToTensor()])
+        transform = v2.Compose([as_rgb, *crop, v2.PILToTensor()])
 
         def transformed(batch):
             return {"image": [transform(image) for image in batch["image"]], "label": batch["label"]}

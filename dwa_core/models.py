@@ -78,6 +78,18 @@ def build(name: str, classes: int, stem: str, side: int, seed: int) -> nn.Module
                 return builder(name, classes, stem, side)
 
 
+def find_weights(name: str, weights: str):
+    """torchvision's entry for the published `weights` of a network, for example IMAGENET1K_V1.
+
+    Raises:
+        InputError: there are none of that name.
+    """
+    try:
+        return torchvision.models.get_model_weights(name)[weights]
+    except (ValueError, KeyError) as error:
+        raise InputError(f"teacher.weights: {weights!r} is not known for {name}; {error}") from None
+
+
 def published(name: str, weights: str, classes: int) -> nn.Module:
     """A torchvision network with torchvision's published `weights`, for example IMAGENET1K_V1.
 
@@ -85,20 +97,19 @@ def published(name: str, weights: str, classes: int) -> nn.Module:
         InputError: there are no such weights, they have other classes, or they cannot be downloaded.
     """
     check_name("network", name)
-    try:
-        chosen = torchvision.models.get_model_weights(name)[weights]
-        network = torchvision.models.get_model(name, weights=None, num_classes=len(chosen.meta["categories"]))
-        # torchvision itself would unpickle whatever the file holds.
-        network.load_state_dict(chosen.get_state_dict(check_hash=True, weights_only=True))
-    except (ValueError, KeyError) as error:
-        raise InputError(f"teacher.weights: {weights!r} is not known for {name}; {error}") from None
-    except OSError as error:
-        raise InputError(f"teacher.weights: {weights!r} cannot be downloaded; {error}") from None
-    outputs = [layer for layer in network.modules() if isinstance(layer, nn.Linear)][-1].out_features
+    found = find_weights(name, weights)
+    outputs = len(found.meta["categories"])
     if outputs != classes:
         raise InputError(
             f"teacher.weights: {weights!r} has {outputs} classes, the data set has {classes}; null trains one"
         )
+    try:
+        # Left to torchvision, whatever the file holds would be unpickled, code included.
+        state = found.get_state_dict(check_hash=True, weights_only=True)
+    except OSError as error:
+        raise InputError(f"teacher.weights: {weights!r} cannot be downloaded; {error}") from None
+    network = torchvision.models.get_model(name, weights=None, num_classes=classes)
+    network.load_state_dict(state)
     return network
 
 

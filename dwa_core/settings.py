@@ -6,6 +6,7 @@ holds every number of a run, or stops with one line that names the key, the valu
 
 import ast
 import copy
+import importlib.metadata
 import json
 import math
 import os
@@ -13,6 +14,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
+from packaging.requirements import Requirement
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dwa_core import stop
@@ -262,6 +264,7 @@ def from_notebook(variables: dict) -> Setting:
         InputError: as `resolve`, for a network that does not exist, and for a parameter that the notebook
             does not know.
     """
+    check_versions()
     # Imported here because the runner reads settings too, and must not wait seconds for torch.
     from dwa_core import models
 
@@ -270,6 +273,8 @@ def from_notebook(variables: dict) -> Setting:
     setting = resolve({key: variables[key] for key in known if key in variables})
     for key in ("network", "student"):
         models.check_name(key, getattr(setting, key))
+    if setting.teacher.weights is not None:
+        models.find_weights(setting.network, setting.teacher.weights)
     if setting.deterministic:
         models.use_deterministic_algorithms()
     stop.start_budget(setting.max_minutes)
@@ -288,6 +293,20 @@ def check_parameters(variables: dict, known: set[str]) -> None:
                 for target in getattr(node, "targets", []):
                     if target.id not in known:
                         raise InputError(f"{target.id}: unknown parameter; allowed here: {', '.join(sorted(known))}")
+
+
+def check_versions() -> None:
+    """Raises InputError if a library is missing or older than pyproject.toml asks for."""
+    for text in importlib.metadata.requires("dwa-companion"):
+        wanted = Requirement(text)
+        if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            version = importlib.metadata.version(wanted.name)
+        except importlib.metadata.PackageNotFoundError:
+            raise InputError(f"{wanted.name} is not installed; make environment installs it") from None
+        if not wanted.specifier.contains(version, prereleases=True):
+            raise InputError(f"{wanted.name} {version} is here, {wanted} is needed; make environment installs it")
 
 
 def profile_from_notebook(variables: dict) -> str:

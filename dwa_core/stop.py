@@ -61,5 +61,5 @@ def reason() -> str | None:
     if received is not None:
         return f"stopped by {received.name}; the same command goes on"
     if time.monotonic() >= budget_end:
-        return f"stopped by max_minutes {budget_minutes:g}; the same command goes on"
+        return f"stopped by max_minutes {budget_minutes:.3g}; the same command goes on"
     return None

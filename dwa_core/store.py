@@ -293,7 +293,7 @@ class Checkpoint:
         """Replaces the checkpoint; `state` is what JSON can hold.
 
         Raises:
-            Stopped: the run has to stop, and can now.
+            StoppedError: the run has to stop, and can now.
         """
         state = {**state, "seconds": self.seconds()}
         tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}

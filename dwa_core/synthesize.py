@@ -279,7 +279,17 @@ def synthesize(
             twin = models.frozen_copy(network)
             with guard.enough_memory("synthesis.classes_per_batch", len(labels), attempt):
                 result, losses = optimise_images(
-                    twin, initial, labels, views, stage, images.mean, std, precision, image_gradient, begun=begun, keep=keep
+                    twin,
+                    initial,
+                    labels,
+                    views,
+                    stage,
+                    images.mean,
+                    std,
+                    precision,
+                    image_gradient,
+                    begun=begun,
+                    keep=keep,
                 )
             begun = None
             result_uint8 = augment.denormalise_to_uint8(result, images.mean, std, rounded=stage.storage == "png")
