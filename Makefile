@@ -24,7 +24,7 @@ TABLES := results/$(PROFILE)/table_01.md
 FIGURES := $(addprefix figures/$(PROFILE)/,accuracy.svg losses.svg gallery.svg)
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce test lab environment publish clean distclean
+.PHONY: help reproduce test test-faults verify lab environment publish clean distclean
 .DELETE_ON_ERROR:
 
 help: ## list these targets
@@ -42,6 +42,12 @@ test: $(ENVIRONMENT) ## the tests, and ruff's checks of code and notebooks
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/python -m pytest
+
+test-faults: $(ENVIRONMENT) ## the fault tests whole: kills, full disks, damaged files, runs side by side; 20 minutes
+	$(VENV)/bin/python -m pytest tests/faults -m "whole or not whole"
+
+verify: $(ENVIRONMENT) ## recompute the checksums of PROFILE's artifacts, and its tables from its records
+	@$(VENV)/bin/python notebooks/verify.py $(PROFILE)
 
 lab: $(ENVIRONMENT) ## open JupyterLab on notebooks/
 	$(VENV)/bin/jupyter lab --notebook-dir notebooks

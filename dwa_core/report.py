@@ -40,7 +40,7 @@ def published() -> pd.DataFrame:
 
 def read_records(profile: str) -> list[dict]:
     """Every record of `profile`, in the order of their names."""
-    return [store.read_json(path) for path in sorted((settings.root() / "results" / profile).glob("*-seed*.json"))]
+    return [store.read_record(path) for path in sorted((settings.root() / "results" / profile).glob("*-seed*.json"))]
 
 
 def dataset_label(setting: dict) -> str:

@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 
 from dwa_core import stop
 from dwa_core.models import device_name
-from dwa_core.settings import root
+from dwa_core.settings import InputError, root
 
 FORMAT_VERSION = 1
 PUBLISHED_LIMIT_MB = 25
@@ -334,6 +334,35 @@ def provenance(device: torch.device) -> dict:
         "tree_clean": status == "" if status is not None else None,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+RECORD_FIELDS = {
+    "setting": dict,
+    "accuracy": dict,
+    "curve": list,
+    "teacher": dict,
+    "distilled": dict,
+    "data": dict,
+    "precision": str,
+    "device": str,
+    "versions": dict,
+}
+
+
+def read_record(path: Path) -> dict:
+    """The record of one student.
+
+    Raises:
+        InputError: it is damaged, or of another form than today's.
+    """
+    try:
+        record = read_json(path)
+        good = all(isinstance(record[field], kind) for field, kind in RECORD_FIELDS.items())
+    except (ValueError, KeyError, TypeError):
+        good = False
+    if not good:
+        raise InputError(f"{path}: the record is damaged or of another form; delete it, and make makes it again")
+    return record
 
 
 def publish(profile: str) -> None:
