@@ -4,6 +4,8 @@ PYTHON ?= python3
 
 VENV := .venv
 ENVIRONMENT := $(VENV)/installed
+# `make reproduce MAX_MINUTES=230`: a time budget for the whole call. What is stopped then goes on at the next one.
+BUDGET := $(if $(MAX_MINUTES),--max-minutes $(MAX_MINUTES) --since $(shell date +%s))
 RUN := $(VENV)/bin/python notebooks/run.py
 comma := ,
 # Every rule is written out: make need not try its own on some thousand names.
@@ -15,6 +17,9 @@ unexport DWA_ROOT
 # `seeds: [0, 1, 2]` and `shown_in: [table-1, figure-gain]`. What stands there without these lines is as in
 # dwa_core/presets.py and dwa_core/settings.py.
 SETTINGS := $(wildcard settings/*/*.yaml)
+ifneq ($(filter-out settings/%.yaml,$(SETTINGS)),)
+$(error settings: the name of a file may not hold a space: $(SETTINGS))
+endif
 define AWK
 function setting() { if (name) print name "|" seeds "|" shown_in }
 function values(line) { gsub(/^[^[]*\[|\].*$$| /, "", line); return line }
@@ -43,7 +48,7 @@ TABLES := $(patsubst notebooks/%.ipynb,results/$(PROFILE)/%.md,$(filter notebook
 FIGURES := $(patsubst notebooks/figure_%.ipynb,figures/$(PROFILE)/%.svg,$(filter notebooks/figure_%,$(CHOSEN)))
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce plan settings test bench bench-growth lab environment publish clean distclean
+.PHONY: help reproduce plan settings test test-faults verify bench bench-growth lab environment publish clean distclean
 .DELETE_ON_ERROR:
 
 help: ## list these targets
@@ -52,7 +57,7 @@ help: ## list these targets
 	@echo "  make TABLE or FIGURE, with all it needs: $(foreach n,$(NOTEBOOKS),$(call product_of,$n))"
 	@echo "PROFILE=demo (digits, minutes), lite (CIFAR-10 on a CPU, hours) or paper (GPU); now $(PROFILE)"
 
-reproduce: $(TABLES) $(FIGURES) ## every record, table and figure of PROFILE, as far as it is not there yet
+reproduce: $(TABLES) $(TABLES:.md=.csv) $(FIGURES) $(FIGURES:.svg=.png) ## every record, table and figure of PROFILE, as far as it is not there yet
 	@cat $(firstword $(TABLES)) < /dev/null
 	@echo
 	@echo "Tables:  $(TABLES) and .csv"
@@ -68,6 +73,12 @@ test: $(ENVIRONMENT) ## the tests, and ruff's checks of code and notebooks
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/python -m pytest
+
+test-faults: $(ENVIRONMENT) ## the fault tests whole: kills, full disks, damaged files, runs side by side; 20 minutes
+	$(VENV)/bin/python -m pytest tests/faults -m "whole or not whole"
+
+verify: $(ENVIRONMENT) ## recompute the checksums of PROFILE's artifacts, and its tables from its records
+	@$(VENV)/bin/python notebooks/verify.py $(PROFILE)
 
 bench: $(ENVIRONMENT) ## time per step of ours beside a plain loop, at most 5 minutes on a quiet machine
 	$(VENV)/bin/python benchmarks/bench.py
@@ -104,18 +115,21 @@ define setting_rules
 .PHONY: results/$(call field,1,$(1)).json
 results/$(call field,1,$(1)).json: $(call records_of,$(1))
 $(call records_of,$(1)): results/$(call field,1,$(1))-seed%.json: settings/$(call field,1,$(1)).yaml | $(ENVIRONMENT)
-	@$$(RUN) $$< --seed $$*
+	@$$(RUN) $$< --seed $$* $$(BUDGET) || { \
+	    code=$$$$?; test $$$$code -ne 75 || echo "call me again: make $$(or $$(MAKECMDGOALS),reproduce) $$(MAKEOVERRIDES)"; \
+	    exit $$$$code; }
 endef
 $(foreach run,$(RUNS),$(eval $(call setting_rules,$(run))))
 
 REPORTING := $(wildcard dwa_core/report.py dwa_core/tables.py dwa_core/figures.py)
-# A table or figure from the records of the settings that are shown in it. $(1): its notebook; $(2): its file.
+# A table or figure from the records of the settings that are shown in it. $(1): its notebook; $(2): its file, less
+# the ending; $(3), $(4): its endings. One run makes both: a pattern, for make then knows that.
 shown_in = $(foreach run,$(RUNS_OF_PROFILE),$(if $(filter $(1),$(call values,3,$(run))),$(call records_of,$(run))))
 define product_rules
 .PHONY: $(call product_of,$(1))
-$(call product_of,$(1)): $(2)
-$(2): $(1) $(REPORTING) $(call shown_in,$(call product_of,$(1))) | $(ENVIRONMENT)
+$(call product_of,$(1)): $(2).$(3) $(2).$(4)
+$(2)%$(3) $(2)%$(4): $(1) $(REPORTING) $(call shown_in,$(call product_of,$(1))) | $(ENVIRONMENT)
 	@$$(RUN) $$< --profile $$(PROFILE)
 endef
-$(foreach n,$(filter notebooks/table_%,$(NOTEBOOKS)),$(eval $(call product_rules,$n,$(n:notebooks/%.ipynb=results/$(PROFILE)/%.md))))
-$(foreach n,$(filter notebooks/figure_%,$(NOTEBOOKS)),$(eval $(call product_rules,$n,$(n:notebooks/figure_%.ipynb=figures/$(PROFILE)/%.svg))))
+$(foreach n,$(filter notebooks/table_%,$(NOTEBOOKS)),$(eval $(call product_rules,$n,$(n:notebooks/%.ipynb=results/$(PROFILE)/%),md,csv)))
+$(foreach n,$(filter notebooks/figure_%,$(NOTEBOOKS)),$(eval $(call product_rules,$n,$(n:notebooks/figure_%.ipynb=figures/$(PROFILE)/%),svg,png)))

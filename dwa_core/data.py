@@ -189,17 +189,18 @@ def digits(side: int) -> dict[str, datasets.Dataset]:
 
 def decoded(name, parts, side: int, source, classes: list[str]) -> tuple[dict[str, torch.Tensor], str]:
     """All images as (N, side, side, 3) bytes with their labels, decoded once and kept under artifacts/data."""
-    artifact = f"{name}-{side}px-{store.digest(source, side)}"
+    artifact = f"{name}-{side}px-{store.digest({'source': source, 'side': side})}"
     folder = store.find("data", artifact)
     if folder is None:
         tensors = {}
         for part, dataset in parts.items():
             tensors[part] = decode(name, part, dataset, side)
             tensors[f"{part}_labels"] = torch.tensor(dataset["label"][:])
-        with store.new_artifact("data", artifact) as temporary:
+        with store.lock("data", artifact), store.new_artifact("data", artifact) as temporary:
             save_file(tensors, temporary / "images.safetensors")
             content = store.fingerprint(tensors, classes)
-            store.write_json(temporary / "record.json", {"fingerprint": content, "classes": classes})
+            described = {"source": source, "side": side}
+            store.seal(temporary, described, fingerprint=content, classes=classes)
         folder = store.find("data", artifact)
     return load_file(folder / "images.safetensors"), store.read_json(folder / "record.json")["fingerprint"]
 
@@ -212,7 +213,7 @@ def decode(name: str, part: str, dataset: datasets.Dataset, side: int) -> torch.
     """
     images = np.empty((len(dataset), side, side, 3), np.uint8)
     encoded = dataset.cast_column("image", datasets.Image(decode=False))["image"]
-    feature = datasets.Image(mode="RGB")
+    feature = datasets.Image()
     for index, item in enumerate(encoded):
         try:
             images[index] = np.asarray(squared(feature.decode_example(item), side))
@@ -222,9 +223,16 @@ def decode(name: str, part: str, dataset: datasets.Dataset, side: int) -> torch.
     return torch.from_numpy(images)
 
 
+def as_rgb(image: Image.Image) -> Image.Image:
+    """RGB with 8 bits per channel, the 16 bits of a grey image scaled down; transparency is left out."""
+    if image.mode.startswith("I"):  # Pillow's own conversion cuts off at 255
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
+    return image.convert("RGB")
+
+
 def squared(image: Image.Image, side: int) -> Image.Image:
     """RGB at side x side, regardless of aspect."""
-    image = image.convert("RGB")
+    image = as_rgb(image)
     return image if image.size == (side, side) else image.resize((side, side), Image.Resampling.BILINEAR)
 
 
@@ -351,7 +359,7 @@ class Streamed:
 
     def batches(self, crop: list, mean, std, batch_size: int, training: bool, random: torch.Generator | None):
         """Normalised batches (B, 3, side, side) on the CPU, each image through `crop`; shuffled if `training`."""
-        transform = v2.Compose([v2.RGB(), *crop, v2.PILToTensor()])
+        transform = v2.Compose([as_rgb, *crop, v2.PILToTensor()])
 
         def transformed(batch):
             return {"image": [transform(image) for image in batch["image"]], "label": batch["label"]}

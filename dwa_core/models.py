@@ -1,6 +1,7 @@
 """Networks by name, and how they run: device, precision, memory format."""
 
 import copy
+import os
 import platform
 import re
 from collections.abc import Callable
@@ -186,6 +187,18 @@ def build(name: str, classes: int, stem: str, side: int, seed: int) -> nn.Module
         return stems("network", name)[stem](name, classes, side)
 
 
+def find_weights(name: str, weights: str):
+    """torchvision's entry for the published `weights` of a network, for example IMAGENET1K_V1.
+
+    Raises:
+        InputError: there are none of that name.
+    """
+    try:
+        return torchvision.models.get_model_weights(name)[weights]
+    except (ValueError, KeyError) as error:
+        raise InputError(f"teacher.weights: {weights!r} is not known for {name}; {error}") from None
+
+
 def published(name: str, weights: str, classes: int) -> nn.Module:
     """A torchvision network with torchvision's published `weights`, for example IMAGENET1K_V1.
 
@@ -193,17 +206,19 @@ def published(name: str, weights: str, classes: int) -> nn.Module:
         InputError: there are no such weights, they have other classes, or they cannot be downloaded.
     """
     stems("network", name)
-    try:
-        network = torchvision.models.get_model(name, weights=weights)
-    except (ValueError, KeyError) as error:
-        raise InputError(f"teacher.weights: {weights!r} is not known for {name}; {error}") from None
-    except OSError as error:
-        raise InputError(f"teacher.weights: {weights!r} cannot be downloaded; {error}") from None
-    outputs = [layer for layer in network.modules() if isinstance(layer, nn.Linear)][-1].out_features
+    found = find_weights(name, weights)
+    outputs = len(found.meta["categories"])
     if outputs != classes:
         raise InputError(
             f"teacher.weights: {weights!r} has {outputs} classes, the data set has {classes}; null trains one"
         )
+    try:
+        # Left to torchvision, whatever the file holds would be unpickled, code included.
+        state = found.get_state_dict(check_hash=True, weights_only=True)
+    except OSError as error:
+        raise InputError(f"teacher.weights: {weights!r} cannot be downloaded; {error}") from None
+    network = torchvision.models.get_model(name, weights=None, num_classes=classes)
+    network.load_state_dict(state)
     return network
 
 
@@ -219,6 +234,16 @@ def choose_device(wanted: str) -> torch.device:
         return torch.device("cpu")
     torch.backends.cudnn.benchmark = True  # shapes stay the same for thousands of steps
     return torch.device("cuda")
+
+
+def use_deterministic_algorithms() -> None:
+    """From now on the same run on the same GPU gives the same bits; an operation that cannot raises RuntimeError.
+
+    To be called before anything is computed on the GPU.
+    """
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # cuBLAS's own condition for it
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
 
 
 def device_name(device: torch.device) -> str:

@@ -11,7 +11,7 @@ from dwa_core.augment import STUDENT
 from dwa_core.data import ImageData, Resident
 from dwa_core.settings import RelabelStage, Setting
 from dwa_core.synthesize import DistilledSet
-from dwa_core.teacher import Teacher, fit
+from dwa_core.teacher import Teacher, fit, memory_for
 
 
 def soft_label_loss(student_logits: torch.Tensor, teacher_logits: torch.Tensor, stage: RelabelStage) -> torch.Tensor:
@@ -48,8 +48,20 @@ def evaluate(
 ) -> dict:
     """Trains one student with `setting.seed`, tests it, and writes and returns its record.
 
-    The student sees the distilled images alone; `data.test` is used for testing and for measuring diversity only.
+    The student sees the distilled images alone; `data.test` is used for testing and for measuring diversity only. Of
+    runs of the same setting side by side, one trains it.
     """
+    before = setting.read_record()
+    with store.lock("students", f"{setting.profile}-{setting.name}-seed{setting.seed}"):
+        if before is None and (record := setting.read_record()) is not None:
+            return record
+        return train_and_record(setting, data, teacher, distilled, device)
+
+
+def train_and_record(
+    setting: Setting, data: ImageData, teacher: Teacher, distilled: DistilledSet, device: torch.device
+) -> dict:
+    """What `evaluate` does once it is this run's turn."""
     stage = setting.relabel
     network, training = labeller(setting, teacher, device), distilled.split(device)
 
@@ -109,24 +121,26 @@ def train_student(
             yield augment.mix(inputs, stage.mixing, stage.mixing_alpha, host, random), labels
 
     checkpoint = store.Checkpoint(f"student-{student_name(setting, data, artifacts)}")
-    curve = fit(
-        student,
-        stage,
-        batches=batches,
-        batch_loss=lambda inputs, _: batch_loss(student, inputs),
-        test_batches=lambda: data.test.test_batches(images.mean, std),
-        device=device,
-        precision=models.choose_precision(setting.precision, device),
-        checkpoint=checkpoint,
-        label=label,
-        key=(STUDENT, setting.seed),
-    )
+    precision = models.choose_precision(setting.precision, device)
+    with memory_for("relabel", stage, student, images.side, device, precision):
+        curve = fit(
+            student,
+            stage,
+            batches=batches,
+            batch_loss=lambda inputs, _: batch_loss(student, inputs),
+            test_batches=lambda: data.test.test_batches(images.mean, std),
+            device=device,
+            precision=precision,
+            checkpoint=checkpoint,
+            label=label,
+            key=(STUDENT, setting.seed),
+        )
     return curve, checkpoint
 
 
 def student_name(setting: Setting, data: ImageData, artifacts: list[str]) -> str:
     """A name of what `setting` makes of these distilled sets and data, for checkpoints."""
-    settings = setting.model_dump(exclude={"seeds", "shown_in", "device", "profile", "name"})
+    settings = setting.model_dump(exclude={"seeds", "shown_in", "max_minutes", "device", "profile", "name"})
     identity = store.digest(settings, *artifacts, data.fingerprint)
     return f"{setting.profile}-{setting.name}-seed{setting.seed}-{identity}"
 

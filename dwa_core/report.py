@@ -47,7 +47,7 @@ def runs_of(profile: str, product: str | None = None) -> list[Run]:
         for seed in parameters.get("seeds", [0]):
             setting = settings.resolve({**parameters, "seed": seed})
             command = f"make results/{profile}/{setting.record_path().name}"
-            runs.append(Run(setting.recorded(), command, settings.stored_record(setting)))
+            runs.append(Run(setting.recorded(), command, setting.read_record()))
     return runs
 
 

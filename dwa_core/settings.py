@@ -6,14 +6,18 @@ holds every number of a run, or stops with one line that names the key, the valu
 
 import ast
 import copy
+import importlib.metadata
 import json
+import math
 import os
 import re
 from pathlib import Path
 from typing import Annotated, Literal
 
+from packaging.requirements import Requirement
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from dwa_core import stop
 from dwa_core.presets import AUTHORS, DEFAULTS, PRESETS, merged
 
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
@@ -109,6 +113,10 @@ class RelabelStage(Training):
     reported: Literal["last", "best"] = "last"
 
 
+# What says how a run is called and shown, and nothing of what it is.
+NOT_RECORDED = {"seeds", "shown_in", "max_minutes"}
+
+
 class Setting(Strict):
     """Every number of one run."""
 
@@ -130,6 +138,8 @@ class Setting(Strict):
     precision: Literal["auto", "bf16", "fp32"]
     # Class-incremental learning: the classes come in so many tasks of equal size; 1 is all at once.
     tasks: Count = 1
+    deterministic: bool = False  # bit-exact on a GPU too, and slower; a CPU is bit-exact anyway
+    max_minutes: Positive | None = None  # the run stops then and goes on when it is called again; part of no result
     images: Images
     teacher: TeacherStage
     synthesis: SynthesisStage
@@ -140,8 +150,17 @@ class Setting(Strict):
         return root() / "results" / self.profile / f"{self.name}-seed{self.seed}.json"
 
     def recorded(self) -> dict:
-        """The setting as its record holds it: what else is run and where it is shown say nothing of this run."""
-        return self.model_dump(exclude={"seeds", "shown_in"})
+        """The setting as its record holds it: without what says how it is run and shown, not what it is."""
+        return self.model_dump(exclude=NOT_RECORDED)
+
+    def read_record(self) -> dict | None:
+        """The record of this very setting, or None where there is none that can be used."""
+        try:
+            record = json.loads(self.record_path().read_text())
+            recorded = Setting.model_validate({**record["setting"], "seeds": self.seeds}).recorded()
+        except (OSError, ValueError, KeyError, TypeError):  # none yet, damaged, or of an older form
+            return None
+        return record if recorded == self.recorded() else None
 
 
 # ----------------------------------------------------------------------------------------------- checks
@@ -237,6 +256,13 @@ def check_values(setting: Setting) -> None:
     folder = os.environ.get("DWA_DATA")
     if folder and not Path(folder).is_dir():
         raise InputError(f"DWA_DATA: {folder!r} is not a folder; set it to the folder that holds the data sets")
+    seconds = os.environ.get("DWA_CHECKPOINT_SECONDS", "60")
+    try:
+        good = 0 <= float(seconds) < math.inf
+    except ValueError:
+        good = False
+    if not good:
+        raise InputError(f"DWA_CHECKPOINT_SECONDS: {seconds!r} is not allowed; must be a number of at least 0")
 
 
 def from_notebook(variables: dict) -> Setting:
@@ -246,6 +272,7 @@ def from_notebook(variables: dict) -> Setting:
         InputError: as `resolve`, for a network that does not exist or cannot be a teacher, and for a parameter
             that the notebook does not know.
     """
+    check_versions()
     # Imported here because the runner reads settings too, and must not wait seconds for torch.
     from dwa_core import models
 
@@ -255,6 +282,11 @@ def from_notebook(variables: dict) -> Setting:
     for key in ("network", "student"):
         models.check_network(key, getattr(setting, key), setting.stem, setting.images.side)
     models.check_teacher(setting.network, setting.stem, setting.images.side)
+    if setting.teacher.weights is not None:
+        models.find_weights(setting.network, setting.teacher.weights)
+    if setting.deterministic:
+        models.use_deterministic_algorithms()
+    stop.start_budget(setting.max_minutes)
     return setting
 
 
@@ -270,6 +302,20 @@ def check_parameters(variables: dict, known: set[str]) -> None:
                 for target in getattr(node, "targets", []):
                     if target.id not in known:
                         raise InputError(f"{target.id}: unknown parameter; allowed here: {', '.join(sorted(known))}")
+
+
+def check_versions() -> None:
+    """Raises InputError if a library is missing or older than pyproject.toml asks for."""
+    for text in importlib.metadata.requires("dwa-companion"):
+        wanted = Requirement(text)
+        if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            version = importlib.metadata.version(wanted.name)
+        except importlib.metadata.PackageNotFoundError:
+            raise InputError(f"{wanted.name} is not installed; make environment installs it") from None
+        if not wanted.specifier.contains(version, prereleases=True):
+            raise InputError(f"{wanted.name} {version} is here, {wanted} is needed; make environment installs it")
 
 
 def profile_from_notebook(variables: dict) -> str:
@@ -301,16 +347,6 @@ def files(profile: str, product: str | None = None) -> list[Path]:
         return paths
     usual = Setting.model_fields["shown_in"].default
     return [path for path in paths if product in read(path).get("shown_in", usual)]
-
-
-def stored_record(setting: Setting) -> dict | None:
-    """The record of `setting`; None where there is none, or a damaged one, or one of other numbers."""
-    try:
-        record = json.loads(setting.record_path().read_text())
-        recorded = Setting.model_validate({**record["setting"], "seeds": setting.seeds})
-    except (OSError, ValueError, KeyError):
-        return None
-    return record if recorded.recorded() == setting.recorded() else None
 
 
 def read(path: Path) -> dict:

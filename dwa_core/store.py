@@ -16,18 +16,24 @@ import tempfile
 import time
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from errno import ENOLCK, ENOSYS, EOPNOTSUPP
 from pathlib import Path
 
 import torch
-from filelock import FileLock
+from filelock import BaseFileLock, FileLock, SoftFileLease, Timeout
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from dwa_core import stop
 from dwa_core.models import device_name
-from dwa_core.settings import root
+from dwa_core.settings import InputError, root
 
 FORMAT_VERSION = 1
 PUBLISHED_LIMIT_MB = 25
-CHECKPOINT_SECONDS = 60
+CHECKPOINT_SECONDS = float(os.environ.get("DWA_CHECKPOINT_SECONDS", "60"))
+LEASE_SECONDS = 60
+# Every file of an artifact but itself, in the format of sha256sum.
+SUMS = "SHA256SUMS"
 VERSIONED = ("torch", "torchvision", "datasets", "numpy", "safetensors")
 
 
@@ -52,73 +58,193 @@ def fingerprint(tensors: dict[str, torch.Tensor], extra=None) -> str:
 
 
 def file_checksums(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file of an artifact but its record."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "record.json")
-    sums = {}
-    for path in files:
-        with path.open("rb") as stream:
-            sums[str(path.relative_to(folder))] = hashlib.file_digest(stream, "sha256").hexdigest()
-    return sums
+    """SHA-256 of every file of an artifact but its record and SHA256SUMS."""
+    own = ("record.json", SUMS)
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in own)
+    return {str(path.relative_to(folder)): checksum(path) for path in files}
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+class StorageError(Exception):
+    """A file cannot be written: no room, no permission, the folder is gone; the message is one line."""
+
+
+@contextmanager
+def writing(path: Path):
+    """Turns what goes wrong in writing to `path` into StorageError."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise StorageError(f"{path}: cannot be written; {reason}") from None
 
 
 # --------------------------------------------------------------------------------------------- artifacts
 
 
 def find(kind: str, name: str) -> Path | None:
-    """The folder of the finished artifact `name`, or None; `kind` is teachers, distilled or data."""
-    for base in (root() / "artifacts", root() / "results" / "artifacts"):
+    """The folder of the finished artifact `name`, or None; `kind` is teachers, distilled or data.
+
+    It is compared with its checksums first. A damaged or foreign one is named, set aside and not used.
+    """
+    own = root() / "artifacts"
+    for base in (own, root() / "results" / "artifacts"):
         folder = base / kind / name
-        if (folder / "record.json").is_file():
+        if not folder.is_dir():
+            continue
+        problem = damage(folder)
+        if problem is None:
             return folder
+        if base == own:
+            set_aside(folder, problem)
+        else:
+            print(f"{folder}: {problem}; it is not used")
     return None
 
 
-def lock(kind: str, name: str) -> FileLock:
-    """Held while the artifact is made, so that runs side by side make it once; freed if its holder dies.
+def damage(folder: Path) -> str | None:
+    """What is wrong with the artifact in `folder`, in a few words, or None."""
+    try:
+        record = read_json(folder / "record.json")
+    except FileNotFoundError:
+        return "record.json is missing"
+    except ValueError:
+        return "record.json is not JSON"
+    if not isinstance(record, dict) or "settings" not in record or not isinstance(record.get("files"), dict):
+        return "record.json is of another form, older or newer"
+    if not folder.name.endswith(digest(record["settings"])):
+        return "it was made with other settings than its name says"
+    expected, found = record["files"], file_checksums(folder)
+    if (folder / SUMS).is_file():  # those made before there was one have the sums in their record alone
+        lines = (folder / SUMS).read_bytes().decode(errors="replace").splitlines()
+        expected = {name: total for total, _, name in (line.partition("  ") for line in lines)}
+        if expected != record["files"] | {"record.json": checksum(folder / "record.json")}:
+            return f"record.json or {SUMS} is damaged"
+        expected = record["files"]
+    for name in sorted(expected.keys() | found.keys()):
+        if name not in found:
+            return f"{name} is missing"
+        if name not in expected:
+            return f"{name} does not belong to it"
+        if found[name] != expected[name]:
+            return f"{name} is damaged"
+    return None
 
-    An advisory lock of the operating system: it needs a file system that has them, as local ones do.
+
+def set_aside(path: Path, problem: str) -> None:
+    """Moves what cannot be used out of the way, to artifacts/set-aside/, and says so."""
+    target = root() / "artifacts" / "set-aside" / f"{path.parent.name}-{path.name}"
+    while target.exists():
+        target = target.with_name(target.name + "~")
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.rename(target)
+        except FileNotFoundError:  # another run was faster
+            return
+    print(f"{path}: {problem}; set aside as {target}")
+
+
+@contextmanager
+def lock(kind: str, name: str):
+    """Held while the artifact is made, so that runs side by side make it once.
+
+    It is the operating system's advisory lock, which is freed when its holder dies, on a local file system and on
+    NFS with its lock service. Where a file system has none, it is a file that its holder renews; one that was not
+    renewed for LEASE_SECONDS is taken over. Locks only save work: an artifact is stored whole or not at all, so
+    two runs that make it side by side, as where NFS keeps locks to one host, both end with a good one.
+
+    Raises:
+        StoppedError: the time budget was used up while waiting.
     """
     path = root() / "artifacts" / kind / f".{name}.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return FileLock(path)
+    seconds = stop.seconds_left()
+    timeout = -1 if seconds == float("inf") else seconds
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            held = acquired(FileLock(path, timeout, fallback_to_soft=False))
+        except OSError as error:
+            if error.errno not in (ENOSYS, EOPNOTSUPP, ENOLCK):
+                raise
+            held = acquired(SoftFileLease(path.with_suffix(".lease"), timeout=timeout, lease_duration=LEASE_SECONDS))
+    try:
+        yield
+    finally:
+        held.release()
+
+
+def acquired(file_lock: BaseFileLock) -> BaseFileLock:
+    try:
+        file_lock.acquire()
+    except Timeout:
+        raise stop.StoppedError(stop.reason()) from None
+    return file_lock
 
 
 @contextmanager
 def new_artifact(kind: str, name: str):
-    """A folder to fill; it gets its name when the block ends well, and vanishes when it does not."""
+    """A folder to fill; it gets its name when the block ends well, and vanishes when it does not.
+
+    Hold its lock: what an earlier run left half done when it was killed is removed here.
+    """
     parent = root() / "artifacts" / kind
-    parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=parent))
-    try:
-        yield temporary
-        temporary.chmod(0o755)
-        final = parent / name
-        if not (final / "record.json").is_file():
-            shutil.rmtree(final, ignore_errors=True)
-            temporary.rename(final)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with writing(parent / name):
+        parent.mkdir(parents=True, exist_ok=True)
+        for left in parent.glob(f".{name}.*/"):
+            shutil.rmtree(left)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=parent))
+        try:
+            yield temporary
+            temporary.chmod(0o755)
+            if find(kind, name) != parent / name:
+                temporary.rename(parent / name)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def finish(folder: Path, described: dict, checkpoint: "Checkpoint", device, precision: torch.dtype, **more) -> None:
-    """Writes the record of the artifact in `folder`, the last of its files; `described` is what determines it."""
-    record = {
-        "settings": described,
-        "precision": str(precision).removeprefix("torch."),
-        "seconds": checkpoint.seconds(),
-        "files": file_checksums(folder),
-        **more,
-        **provenance(device),
-    }
-    write_json(folder / "record.json", record)
+    """Seals the artifact in `folder` with all that a reader wants to know; `described` is what determines it."""
+    about = {"precision": str(precision).removeprefix("torch."), "seconds": checkpoint.seconds()}
+    seal(folder, described, **about, **more, **provenance(device))
+
+
+def seal(folder: Path, described: dict, **more) -> None:
+    """Writes the record of the artifact in `folder` and then its checksums, the last of its files."""
+    sums = file_checksums(folder)
+    write_json(folder / "record.json", {"settings": described, "files": sums, **more})
+    sums = sums | {"record.json": checksum(folder / "record.json")}
+    (folder / SUMS).write_text("".join(f"{total}  {name}\n" for name, total in sums.items()))
 
 
 def write_json(path: Path, value) -> None:
     """Writes `value` whole or not at all, and makes the folder if there is none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
-    temporary.replace(path)
+    text = json.dumps(value, indent=1, sort_keys=True) + "\n"
+    with replacing(path) as temporary:
+        temporary.write_text(text)
+
+
+@contextmanager
+def replacing(path: Path):
+    """A file beside `path` to write to, which takes its place when the block ends well, and vanishes otherwise.
+
+    What an earlier run left there when it was killed is removed, so only one run at a time may write `path`.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for left in path.parent.glob(f".{path.name}.*"):
+            left.unlink()
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            yield temporary
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def read_json(path: Path):
@@ -137,35 +263,53 @@ class Checkpoint:
         self.earlier = 0.0
 
     def load(self, device: torch.device) -> tuple[dict[str, torch.Tensor], dict] | None:
-        """Tensors on `device` and the rest of the state, or None where there is none."""
+        """Tensors on `device` and the rest of the state, or None where there is none that can be used.
+
+        From here to `remove`, signals are requests to stop.
+        """
+        stop.listen()
         if not self.path.is_file():
             return None
-        tensors = load_file(self.path, device=str(device))
-        state = json.loads(bytes(tensors.pop("state").cpu().tolist()))
-        self.earlier = state.pop("seconds")
-        return tensors, state
+        try:
+            tensors = load_file(self.path)
+            state = json.loads(bytes(tensors.pop("state").tolist()))
+            if state.pop("checksum") != fingerprint(tensors, [self.path.name, state]):
+                raise ValueError
+            self.earlier = state.pop("seconds")
+        except (SafetensorError, KeyError, ValueError, TypeError, AttributeError):
+            set_aside(self.path, "the checkpoint is damaged or of another run; its stage begins anew")
+            return None
+        return {name: tensor.to(device) for name, tensor in tensors.items()}, state
 
     def seconds(self) -> float:
         """Wall time of the stage, interrupted runs included up to their last checkpoint."""
         return round(self.earlier + time.monotonic() - self.started, 1)
 
     def due(self) -> bool:
-        """Whether CHECKPOINT_SECONDS have passed since the last one."""
-        return time.monotonic() - self.saved >= CHECKPOINT_SECONDS
+        """Whether CHECKPOINT_SECONDS have passed since the last one, or the run has to stop."""
+        return time.monotonic() - self.saved >= CHECKPOINT_SECONDS or stop.reason() is not None
 
     def save(self, tensors: dict[str, torch.Tensor], state: dict) -> None:
-        """Replaces the checkpoint; `state` is what JSON can hold."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        text = canonical_json({**state, "seconds": self.seconds()})
+        """Replaces the checkpoint; `state` is what JSON can hold.
+
+        Raises:
+            StoppedError: the run has to stop, and can now.
+        """
+        state = {**state, "seconds": self.seconds()}
+        tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        text = canonical_json({**state, "checksum": fingerprint(tensors, [self.path.name, state])})
         packed = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
-        save_file({**{k: v.detach().contiguous() for k, v in tensors.items()}, "state": packed}, temporary)
-        temporary.replace(self.path)
+        with replacing(self.path) as temporary:
+            save_file(tensors | {"state": packed}, temporary)
         self.saved = time.monotonic()
+        if (reason := stop.reason()) is not None:
+            stop.unlisten()
+            raise stop.StoppedError(reason)
 
     def remove(self) -> None:
         """To be called once the stage's result is stored."""
         self.path.unlink(missing_ok=True)
+        stop.unlisten()
 
 
 # ----------------------------------------------------------------------------------------------- records
@@ -192,6 +336,35 @@ def provenance(device: torch.device) -> dict:
     }
 
 
+RECORD_FIELDS = {
+    "setting": dict,
+    "accuracy": dict,
+    "data": dict,
+    "precision": str,
+    "device": str,
+    "versions": dict,
+}
+STUDENT_FIELDS = {"accuracy": dict, "curve": list, "teacher": dict, "distilled": dict}
+
+
+def read_record(path: Path) -> dict:
+    """A record: of one student, or of one per task in its list `tasks`.
+
+    Raises:
+        InputError: it is damaged, or of another form than today's.
+    """
+    try:
+        record = read_json(path)
+        good = all(isinstance(record[field], kind) for field, kind in RECORD_FIELDS.items())
+        for student in record.get("tasks", [record]):
+            good = good and all(isinstance(student[field], kind) for field, kind in STUDENT_FIELDS.items())
+    except (ValueError, KeyError, TypeError, AttributeError):
+        good = False
+    if not good:
+        raise InputError(f"{path}: the record is damaged or of another form; delete it, and make makes it again")
+    return record
+
+
 def publish(profile: str) -> None:
     """Copies the artifacts that the records of `profile` stand on to results/artifacts/, and says so of each.
 
@@ -201,9 +374,10 @@ def publish(profile: str) -> None:
     wanted = {}
     for path in sorted((root() / "results" / profile).glob("*-seed*.json")):
         record = read_json(path)
-        wanted["teachers", record["teacher"]["artifact"]] = path.name
-        if record["setting"]["method"] != "random-real":
-            wanted["distilled", record["distilled"]["artifact"]] = path.name
+        for student in record.get("tasks", [record]):
+            wanted["teachers", student["teacher"]["artifact"]] = path.name
+            if record["setting"]["method"] != "random-real":
+                wanted["distilled", student["distilled"]["artifact"]] = path.name
     if not wanted:
         print(f"{profile}: no records, so nothing to copy")
     for (kind, name), record_name in wanted.items():

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
-from dwa_core import augment, models, store
+from dwa_core import augment, guard, models, store
 from dwa_core.adjust import adjust_weights
 from dwa_core.augment import DIRECTION, INITIAL_NOISE
 from dwa_core.data import ImageData, Resident, draw_real
@@ -111,6 +111,10 @@ class BatchNormTerms:
         self.weights = torch.ones_like(means[0][:1]).repeat(len(layers))
         self.weights[0] = FIRST_LAYER_WEIGHT
 
+    def of_zero_statistics(self) -> torch.Tensor:
+        """What a call would return if mean and variance of every layer's input were zero."""
+        return self.weights * (self.r_var * self.norms(self.variances) + self.norms(self.means))
+
     def __call__(self) -> torch.Tensor:
         mean = self.norms(torch.cat([matched.mean for matched in self.layers]) - self.means)
         variance = self.norms(torch.cat([matched.variance for matched in self.layers]) - self.variances)
@@ -193,6 +197,12 @@ class ImageOptimisation:
             self.losses.index_copy_(0, self.iteration, losses[None])
             self.iteration += 1
 
+    def check(self) -> None:
+        """Raises guard.DivergedError if the numbers have gone wrong; makes the host wait for the device."""
+        losses = self.losses[: int(self.iteration)]
+        usual = self.terms_of.of_zero_statistics()
+        guard.check_synthesis(self.stage, losses, self.terms, usual, self.images, self.black, self.white)
+
     def tensors(self) -> dict[str, torch.Tensor]:
         """All that a checkpoint must hold beside what the setting determines; `copy_` into them to go on."""
         state = self.optimizer.state[self.images]
@@ -208,17 +218,22 @@ def optimise(
     """Runs all iterations of `batches`, which stand at the same one, side by side on a GPU.
 
     After an iteration at which `due()` is true, `save()` is called with all batches at the same iteration again.
+
+    Raises:
+        DivergedError: the numbers of a batch have gone wrong; they are looked at every guard.CHECK_EVERY iterations.
     """
     steps = [models.Graphed(batch.step, batch.device) for batch in batches]
-    for _ in range(int(batches[0].iteration), len(batches[0].views)):
+    iterations = len(batches[0].views)
+    for iteration in range(int(batches[0].iteration), iterations):
         for step in steps:
             step()
-        if due():
-            for step in steps:
+        is_due = due()
+        if is_due or (iteration + 1) % guard.CHECK_EVERY == 0 or iteration + 1 == iterations:
+            for step, batch in zip(steps, batches, strict=True):
                 step.join()
+                batch.check()
+        if is_due:
             save()
-    for step in steps:
-        step.join()
 
 
 def synthesize(
@@ -240,6 +255,15 @@ def synthesize(
     at_once = max(1, GPU_IMAGES // min(stage.classes_per_batch, classes)) if device.type == "cuda" else 1
     chosen = draw_real(data.train, classes, setting.ipc, stage.seed) if stage.initial == "real" else None
     prepared = prepare(setting, data, teacher, device, chosen, skip=len(done))
+
+    def attempt(size: int) -> None:
+        twin = models.frozen_copy(teacher)
+        terms = BatchNormTerms(match_statistics(twin), stage.r_var)
+        zeros = torch.zeros(size, 3, side, side, device=device, requires_grad=True)
+        with models.autocast(device, models.choose_precision(setting.precision, device)):
+            logits = twin(zeros)
+        torch.autograd.grad(logits.sum() + terms().sum(), zeros)
+
     progress = tqdm(desc="synthesis", unit="image", total=setting.ipc * classes, initial=len(done), file=sys.stdout)
     while batches := list(itertools.islice(prepared, len(unfinished) or at_once)):
         for batch, tensors in zip(batches, unfinished, strict=False):
@@ -247,7 +271,8 @@ def synthesize(
                 tensor.copy_(tensors[name])
         unfinished = []
         save = functools.partial(save_progress, checkpoint, done, batches, losses_of_first)
-        optimise(batches, checkpoint.due, save)
+        with guard.enough_memory("synthesis.classes_per_batch", len(batches[0].labels), attempt):
+            optimise(batches, checkpoint.due, save)
         losses_of_first = losses_of_first or batches[0].losses.tolist()
         made = [
             augment.denormalise_to_uint8(batch.images.detach(), images.mean, std, rounded=stage.storage == "png")
@@ -364,6 +389,7 @@ def describe(setting: Setting, data_fingerprint: str, teacher_artifact: str) -> 
             "stage": changed(stage),
             "precision": setting.precision,
             "teacher": teacher_artifact,
+            **({"deterministic": True} if setting.deterministic else {}),
         }
     return f"{setting.dataset}-{setting.method}-ipc{setting.ipc}-{store.digest(described)}", described
 
@@ -375,9 +401,11 @@ def synthesize_or_load(setting: Setting, data: ImageData, teacher: Teacher, devi
     """
     name, described = describe(setting, data.fingerprint, teacher.artifact)
     with store.lock("distilled", name):
-        if store.find("distilled", name) is None:
+        folder = store.find("distilled", name)
+        if folder is None:
             synthesize_and_store(setting, data, teacher, device, name, described)
-    return read_parquet(store.find("distilled", name))
+            folder = store.find("distilled", name)
+    return read_parquet(folder)
 
 
 def synthesize_and_store(

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm import tqdm
 
-from dwa_core import augment, models, store
+from dwa_core import augment, guard, models, store
 from dwa_core.augment import LAYERS, TEACHER
 from dwa_core.data import ImageData
 from dwa_core.settings import Setting, Training, changed
@@ -36,6 +36,7 @@ def describe(setting: Setting, data_fingerprint: str) -> tuple[str, dict]:
         "stage": changed(setting.teacher),
         "precision": setting.precision,
         "data": data_fingerprint,
+        **({"deterministic": True} if setting.deterministic else {}),
     }
     return f"{setting.dataset}-{setting.network}-{store.digest(described)}", described
 
@@ -47,9 +48,10 @@ def train_or_load(setting: Setting, data: ImageData, device: torch.device) -> Te
     """
     name, described = describe(setting, data.fingerprint)
     with store.lock("teachers", name):
-        if store.find("teachers", name) is None:
+        folder = store.find("teachers", name)
+        if folder is None:
             train_and_store(setting, data, device, name, described)
-    folder = store.find("teachers", name)
+            folder = store.find("teachers", name)
     return Teacher(name, loaded(setting, data, device, folder), store.read_json(folder / "record.json"))
 
 
@@ -68,18 +70,21 @@ def train_and_store(setting: Setting, data: ImageData, device: torch.device, nam
     else:
         network = models.build(setting.network, len(data.classes), setting.stem, images.side, stage.seed)
         network = models.on_device(network, device)
-        curve = fit(
-            network,
-            stage,
-            batches=lambda epoch: data.train.train_batches(stage, images.mean, images.std, TEACHER, stage.seed, epoch),
-            batch_loss=lambda inputs, labels: F.cross_entropy(network(inputs).float(), labels),
-            test_batches=test_batches,
-            device=device,
-            precision=precision,
-            checkpoint=checkpoint,
-            label="teacher",
-            key=(TEACHER, stage.seed),
-        )
+        with memory_for("teacher", stage, network, images.side, device, precision):
+            curve = fit(
+                network,
+                stage,
+                batches=lambda epoch: data.train.train_batches(
+                    stage, images.mean, images.std, TEACHER, stage.seed, epoch
+                ),
+                batch_loss=lambda inputs, labels: F.cross_entropy(network(inputs).float(), labels),
+                test_batches=test_batches,
+                device=device,
+                precision=precision,
+                checkpoint=checkpoint,
+                label="teacher",
+                key=(TEACHER, stage.seed),
+            )
     with store.new_artifact("teachers", name) as folder:
         save_file(as_stored(network), folder / "model.safetensors")
         top1, top5 = accuracy(loaded(setting, data, device, folder), test_batches(), device, precision)
@@ -163,8 +168,9 @@ def fit(
     """Trains `network` in place for `stage.epochs`, from the checkpoint where there is one.
 
     Args:
-        batches: epoch -> iterator of (inputs, labels); all that is random in an epoch comes from its number,
-            so a resumed run draws what an unbroken one draws.
+        batches: epoch -> iterator of (inputs, labels); all that is random in an epoch is drawn here and comes from
+            its number. A run that resumes within an epoch draws the batches that are done again, so that the
+            rest are those of an unbroken run.
         batch_loss: (inputs, labels) -> the mean loss of the batch; nothing in it may be drawn or read on the host.
         test_batches: () -> iterator of (inputs, labels), for the test every `stage.test_every` epochs and
             after the last.
@@ -174,15 +180,21 @@ def fit(
     Returns: the curve, one dict per epoch: epoch (from 1), learning_rate, loss, and where tested top1, top5.
     """
     optimizer = make_optimizer(network, stage)
-    curve, first = [], 0
+    curve, losses, drawn, done = [], [], None, 0
     if (found := checkpoint.load(device)) is not None:
         tensors, state = found
-        curve, first = state["curve"], len(state["curve"])
+        curve, losses = state["curve"], list(tensors.pop("losses"))
+        drawn, done = tensors, len(losses)
         unpack(tensors, network, optimizer)
     progress = tqdm(
-        range(first, stage.epochs), desc=label, unit="epoch", initial=first, total=stage.epochs, file=sys.stdout
+        range(len(curve), stage.epochs),
+        desc=label,
+        unit="epoch",
+        initial=len(curve),
+        total=stage.epochs,
+        file=sys.stdout,
     )
-    total = torch.zeros((), device=device)
+    latest = torch.zeros((), device=device)
 
     def step(inputs: torch.Tensor, labels: torch.Tensor) -> None:
         with models.autocast(device, precision):
@@ -190,29 +202,36 @@ def fit(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        total.add_(loss.detach())
+        latest.copy_(loss.detach())
 
     step_fast = models.Graphed(step, device)
     for epoch in progress:
         rate = learning_rate(stage, epoch)
         for group in optimizer.param_groups:
             set_rate(group, rate)
-        total.zero_()
-        count = 0
         network.train()
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(augment.key_to_seed(LAYERS, *key, epoch))
-            for inputs, labels in batches(epoch):
+            if drawn is not None:
+                restore_random_state(drawn, device)
+                drawn = None
+            for batch, (inputs, labels) in enumerate(batches(epoch)):
+                if batch < done:
+                    continue
                 step_fast(inputs.to(device, non_blocking=True), labels.to(device, non_blocking=True))
-                count += 1
-        # The one read of an epoch: until here the host runs ahead of the device.
-        entry = {"epoch": epoch + 1, "learning_rate": rate, "loss": total.item() / count}
+                losses.append(latest.clone())
+                if checkpoint.due():
+                    guard.check_training(label, stage, epoch, torch.stack(losses))
+                    tensors = packed(network, optimizer) | random_state(device) | {"losses": torch.stack(losses)}
+                    checkpoint.save(tensors, {"curve": curve})
+        # The first read of an epoch: until here the host runs ahead of the device.
+        guard.check_training(label, stage, epoch, torch.stack(losses))
+        entry = {"epoch": epoch + 1, "learning_rate": rate, "loss": torch.stack(losses).mean().item()}
         if (epoch + 1) % stage.test_every == 0 or epoch + 1 == stage.epochs:
             entry["top1"], entry["top5"] = accuracy(network, test_batches(), device, precision)
         curve.append(entry)
         progress.set_postfix(loss=f"{entry['loss']:.3g}", refresh=False)
-        if checkpoint.due() and epoch + 1 < stage.epochs:
-            checkpoint.save(packed(network, optimizer), {"curve": curve})
+        losses, done = [], 0
     return curve
 
 
@@ -228,12 +247,40 @@ def unpack(tensors: dict[str, torch.Tensor], network: nn.Module, optimizer: torc
     """Puts what `packed` returned back into a network and an optimiser of the same kind."""
     network.load_state_dict({k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")})
     state = optimizer.state_dict()
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for key, value in tensors.items():
         if key.startswith("optimizer."):
             _, index, name = key.split(".")
-            # AdamW counts its steps on the CPU.
-            state["state"].setdefault(int(index), {})[name] = value.cpu() if name == "step" else value
+            # Steps are counted on the CPU; an optimiser that a CUDA graph calls moves them to the GPU itself. The
+            # others lie in memory as their parameter does: a fast optimiser step wants that.
+            value = value.cpu() if name == "step" else torch.empty_like(parameters[int(index)]).copy_(value)
+            state["state"].setdefault(int(index), {})[name] = value
     optimizer.load_state_dict(state)
+
+
+def random_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """Of the generators that networks draw from, on the host and on `device`."""
+    states = {"random.cpu": torch.get_rng_state()}
+    return states | ({"random.cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
+
+
+def restore_random_state(tensors: dict[str, torch.Tensor], device: torch.device) -> None:
+    """Puts back what `random_state` returned."""
+    torch.set_rng_state(tensors["random.cpu"].cpu())
+    if device.type == "cuda" and "random.cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["random.cuda"].cpu(), device)
+
+
+def memory_for(key: str, stage: Training, network: nn.Module, side: int, device: torch.device, precision: torch.dtype):
+    """Context for `fit`: what it does not have GPU memory for ends with the batch size that would fit."""
+
+    def attempt(size: int) -> None:
+        images = torch.zeros(size, 3, side, side, device=device).contiguous(memory_format=torch.channels_last)
+        with models.autocast(device, precision):
+            outputs = network.train()(images)
+        outputs.float().sum().backward()
+
+    return guard.enough_memory(f"{key}.batch_size", stage.batch_size, attempt)
 
 
 @torch.inference_mode()

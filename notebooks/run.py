@@ -3,23 +3,30 @@
     python notebooks/run.py settings/demo/digits-dwa-ipc10.yaml --seed 1
     python notebooks/run.py notebooks/table_01.ipynb --profile demo
 
-Exit codes: 0 done, 1 the notebook failed, 2 the input cannot be used, 128 + N stopped by signal N.
-DWA_DEBUG=1 shows tracebacks.
+Exit codes: 0 done, 1 the notebook failed, 2 the input cannot be used, 75 the time budget is used up (the same
+command goes on), 128 + N stopped by signal N. DWA_DEBUG=1 shows tracebacks.
 """
 
 import argparse
+import contextlib
+import logging
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import psutil
+from jupyter_client.kernelspec import NoSuchKernel
 from papermill import execute_notebook
 from papermill.exceptions import PapermillExecutionError
 
-from dwa_core import settings
+from dwa_core import settings, stop
 
 NOTEBOOKS = Path(__file__).parent
+OUT_OF_TIME = 75  # "temporary failure" in sysexits.h
+# Errors of the core whose message is the one line to show, and the exit code of each.
+PLAIN = {"InputError": 2, "StorageError": 1, "DivergedError": 1}
 KERNEL_ENVIRONMENT = {
     "TQDM_MININTERVAL": "10",  # seconds between lines of progress, so that a log stays short
     "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # no warning of the debugger's at every start
@@ -28,6 +35,7 @@ KERNEL_ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": "10000000000",
 }
 received_signal = None
+forwarded_signal = signal.SIGUSR1
 
 
 def main() -> int:
@@ -36,49 +44,54 @@ def main() -> int:
     parser.add_argument("path", type=Path, help="settings/PROFILE/NAME.yaml or notebooks/NAME.ipynb")
     parser.add_argument("--seed", type=int, default=0, help="student seed of a setting")
     parser.add_argument("--profile", default="demo", help="profile of a table or figure")
+    parser.add_argument("--max-minutes", type=float, help="time budget; a setting stops when it is used up")
+    parser.add_argument("--since", type=float, default=time.time(), help="when the budget began; seconds since 1970")
+    parser.error = lambda message: sys.exit(failed(message, 2))
     arguments = parser.parse_args()
     try:
+        settings.check_versions()
         if arguments.path.suffix == ".ipynb":
             if arguments.path.name != "walkthrough.ipynb":
                 settings.check_profile(arguments.profile)
             return run(arguments.path, arguments.profile, arguments.path.stem, {"profile": arguments.profile})
         parameters = {**settings.read(arguments.path), "seed": arguments.seed}
         setting = settings.resolve(parameters)
-        if is_recorded(setting):
+        if setting.read_record() is not None:
+            setting.record_path().touch()  # make compares dates
             print(f"{setting.name} seed {setting.seed}: recorded already")
             return 0
+        if arguments.max_minutes is not None:
+            left = arguments.max_minutes - (time.time() - arguments.since) / 60
+            if left <= 0:
+                return failed(
+                    f"stopped by max_minutes {arguments.max_minutes:g}; the same command goes on", OUT_OF_TIME
+                )
+            parameters["max_minutes"] = min(left, setting.max_minutes or left)
         name = f"{setting.name}-seed{setting.seed}"
         return run(NOTEBOOKS / "setting.ipynb", setting.profile, name, parameters)
-    except settings.InputError as error:
-        return failed(str(error), 2)
     except Exception as error:
-        # The kernel was killed, the disk is full, a record is damaged: one line, unless a traceback is wanted.
+        signal.setitimer(signal.ITIMER_REAL, 0)
         if os.environ.get("DWA_DEBUG") == "1":
             raise
-        return failed(f"{' '.join(f'{type(error).__name__}: {error}'.split())} (DWA_DEBUG=1 shows the traceback)", 1)
-
-
-def is_recorded(setting: settings.Setting) -> bool:
-    """Whether the record is there and of the same setting; it then gets a new date, for make compares dates."""
-    if settings.stored_record(setting) is None:
-        return False
-    setting.record_path().touch()
-    return True
+        return answered(error)
 
 
 def run(notebook: Path, profile: str, name: str, parameters: dict) -> int:
     """Executes `notebook`; the executed copy goes to results/<profile>/executed/<name>.ipynb."""
     executed = settings.root() / "results" / profile / "executed" / f"{name}.ipynb"
+    # Under this name until it is known that there was something to run.
+    running = executed.with_name(f".{name}.ipynb")
     executed.parent.mkdir(parents=True, exist_ok=True)
     for key, value in KERNEL_ENVIRONMENT.items():
         os.environ.setdefault(key, value)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, stop)
+    for number in stop.SIGNALS:
+        signal.signal(number, forward)
+    logging.disable()  # papermill's log would say once more that a cell failed or the kernel died
     print(f"=== {profile}: {name} ({notebook.name})", flush=True)
     try:
         execute_notebook(
             str(notebook),
-            str(executed),
+            str(running),
             parameters=parameters,
             kernel_name="python3",
             progress_bar=False,
@@ -87,38 +100,61 @@ def run(notebook: Path, profile: str, name: str, parameters: dict) -> int:
             # Errors of cells come back through papermill; the kernel's own log would add that it was shut down.
             extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
         )
+        running.replace(executed)
     except PapermillExecutionError as error:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        if os.environ.get("DWA_DEBUG") == "1":
-            raise
-        if received_signal is not None:
-            return failed(f"stopped by {received_signal.name}; the same command goes on", 128 + received_signal)
-        if error.ename == "InputError":
-            return failed(error.evalue, 2)
-        reason = " ".join(f"{error.ename}: {error.evalue}".split())
-        return failed(f"{reason} (in {executed}; DWA_DEBUG=1 shows the traceback)", 1)
+        if error.ename not in ("StoppedError", *PLAIN):
+            running.replace(executed)
+            error.evalue += f" (in {executed})"
+        raise
+    finally:
+        running.unlink(missing_ok=True)
+        for folder in list(executed.parents)[:3]:  # executed, the profile's, results: if they are empty
+            with contextlib.suppress(OSError):
+                folder.rmdir()
     return 0
 
 
-def stop(number: int, _frame) -> None:
-    """The kernel has a session of its own and gets no signal meant for us: pass it on as an interrupt.
+def forward(number: int, _frame) -> None:
+    """The kernel has a session of its own and gets no signal meant for us: pass it on, as a request to stop.
 
-    Once a second until papermill returns, for a kernel between two cells ignores an interrupt.
+    Once a second until papermill returns, for it may come before there is a kernel. A second SIGINT is passed on as
+    itself, and breaks off at once.
     """
-    global received_signal
-    received_signal = signal.Signals(number)
-    signal.signal(signal.SIGALRM, interrupt_kernel)
+    global received_signal, forwarded_signal
+    if number == received_signal == signal.SIGINT:
+        forwarded_signal = signal.SIGINT
+    received_signal = received_signal or signal.Signals(number)
+    signal.signal(signal.SIGALRM, signal_kernel)
     signal.setitimer(signal.ITIMER_REAL, 0.01, 1)
 
 
-def interrupt_kernel(_number: int, _frame) -> None:
+def signal_kernel(_number: int, _frame) -> None:
     for child in psutil.Process().children():
-        child.send_signal(signal.SIGINT)
+        child.send_signal(forwarded_signal)
+
+
+def answered(error: Exception) -> int:
+    """Says on one line what went wrong; returns the exit code."""
+    name, message = type(error).__name__, str(error)
+    if isinstance(error, PapermillExecutionError):
+        name, message = error.ename, error.evalue
+    if received_signal is not None:
+        return failed(f"stopped by {received_signal.name}; the same command goes on", 128 + received_signal)
+    if name == "StoppedError":
+        signals = {number.name: 128 + number for number in stop.SIGNALS}
+        return failed(message, next((code for key, code in signals.items() if f" {key};" in message), OUT_OF_TIME))
+    if name in PLAIN:
+        return failed(message, PLAIN[name])
+    if isinstance(error, NoSuchKernel):
+        return failed("the Jupyter kernel python3 is missing; make environment installs it", 2)
+    if isinstance(error, OSError) and error.filename:
+        return failed(f"{error.filename}: {error.strerror}", 1)
+    return failed(f"{name}: {message} (DWA_DEBUG=1 shows the traceback)", 1)
 
 
 def failed(message: str, code: int) -> int:
     """Says why on one line of stderr and returns `code`."""
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
     return code
 
 

@@ -251,13 +251,13 @@ def test_each_method_starts_from_its_images_and_weights(
     calls = []
     original = synthesize.ImageOptimisation
 
-    def spy(network, images, labels, *rest):
+    def spy(network, images, labels, *rest, **named):
         length = sum(
             (ours - teachers).square().sum().item()
             for ours, teachers in zip(network.parameters(), tiny_teacher.network.parameters(), strict=True)
         )
         calls.append((images.clone(), labels.clone(), length**0.5))
-        return original(network, images, labels, *rest)
+        return original(network, images, labels, *rest, **named)
 
     monkeypatch.setattr(synthesize, "ImageOptimisation", spy)
     made(ipc=2, **differences)

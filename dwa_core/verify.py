@@ -1,0 +1,97 @@
+"""Whether what is stored is what it says: artifacts by checksums, records by artifacts, tables by records."""
+
+import re
+from pathlib import Path
+
+from dwa_core import settings, store, synthesize, teacher
+
+
+def artifacts() -> list[str]:
+    """Problems of the artifacts at hand, one line each: checksums, and the settings that their names stand for."""
+    lines = []
+    for base in (settings.root() / "artifacts", settings.root() / "results" / "artifacts"):
+        for folder in sorted(base.glob("*/*/")):
+            # Not folders that a run is filling, nor what was set aside.
+            if folder.name[0] != "." and folder.parent.name != "set-aside":
+                problem = store.damage(folder)
+                lines += [f"{folder}: {problem}"] if problem else []
+    return lines
+
+
+def records(profile: str) -> list[str]:
+    """Problems of the records of `profile`, one line each."""
+    lines = []
+    for path in sorted((settings.root() / "results" / profile).glob("*-seed*.json")):
+        try:
+            lines += [f"{path}: {problem}" for problem in record_problems(path)]
+        except settings.InputError as error:
+            lines.append(str(error))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            lines.append(f"{path}: it is of another form; {' '.join(f'{error!r}'.split())}")
+    return lines
+
+
+def record_problems(path: Path) -> list[str]:
+    """What is wrong with the record at `path`.
+
+    Its settings and the fingerprint of its data determine the names of its teacher and its distilled set, and those
+    must be the ones it names (of several tasks, each has data of its own, whose fingerprints are not recorded). Where
+    artifacts are at hand, their checksums must be the ones it holds. Its accuracies must be those of its curves.
+    """
+    record = store.read_record(path)
+    setting = settings.Setting.model_validate({**record["setting"], "seeds": [record["setting"]["seed"]]})
+    lines = [] if path == setting.record_path() else [f"its settings belong to {setting.record_path()}"]
+    if setting.tasks == 1:
+        teacher_name, _ = teacher.describe(setting, record["data"]["fingerprint"])
+        distilled_name, _ = synthesize.describe(setting, record["data"]["fingerprint"], teacher_name)
+        for part, name in (("teacher", teacher_name), ("distilled", distilled_name)):
+            if record[part]["artifact"] != name:
+                lines.append(f"its settings call for {name}, it names {record[part]['artifact']}")
+    for student in record.get("tasks", [record]):
+        lines += student_problems(setting, student)
+    return lines
+
+
+def student_problems(setting: settings.Setting, student: dict) -> list[str]:
+    """What is wrong with what a record says of one student: artifacts, curve and accuracies."""
+    lines = []
+    for kind, part in (("teachers", "teacher"), ("distilled", "distilled")):
+        told = student[part]
+        folder = at_hand(kind, told["artifact"])
+        if folder is not None:
+            stored = store.read_json(folder / "record.json")
+            if stored["files"] != told["files"]:
+                lines.append(f"{folder} has other checksums than it names")
+            if part == "teacher" and stored["accuracy"] != told["accuracy"]:
+                lines.append(f"its teacher's accuracy is {told['accuracy']}, that of {folder} is {stored['accuracy']}")
+    tested = [entry["top1"] for entry in student["curve"] if "top1" in entry]
+    last, best = tested[-1], max(tested)
+    expected = {"last": last, "best": best, "reported": best if setting.relabel.reported == "best" else last}
+    if not expected.items() <= student["accuracy"].items():
+        lines.append(f"its accuracy is {student['accuracy']}, by its curve {expected}")
+    if len(student["curve"]) != setting.relabel.epochs:
+        lines.append(f"its curve has {len(student['curve'])} epochs, its settings {setting.relabel.epochs}")
+    return lines
+
+
+def at_hand(kind: str, name: str) -> Path | None:
+    """The artifact's folder, damaged or not: `artifacts` looks at that."""
+    for base in (settings.root() / "artifacts", settings.root() / "results" / "artifacts"):
+        if (base / kind / name / "record.json").is_file():
+            return base / kind / name
+    return None
+
+
+def tables(profile: str, rendered: Path) -> list[str]:
+    """Where the tables of `profile` differ from those rendered anew under the root `rendered`, one line each."""
+    lines = []
+    kept, new = settings.root() / "results" / profile, rendered / "results" / profile
+    names = {path.name for folder in (kept, new) for path in folder.iterdir() if re.search(r"\.(md|csv)$", path.name)}
+    for name in sorted(names):
+        if not (kept / name).is_file():
+            lines.append(f"{kept / name}: it is missing; make reproduce PROFILE={profile} makes it")
+        elif not (new / name).is_file():
+            lines.append(f"{kept / name}: no notebook makes it from the records")
+        elif (kept / name).read_bytes() != (new / name).read_bytes():
+            lines.append(f"{kept / name}: it is not what the records say")
+    return lines

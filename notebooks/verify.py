@@ -1,0 +1,58 @@
+"""Checks a profile: artifacts against their checksums, records against artifacts, tables against records.
+
+    python notebooks/verify.py lite
+
+Exit codes: 0 all is as it says, 1 something differs, 2 the input cannot be used.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from dwa_core import settings, verify
+
+NOTEBOOKS = Path(__file__).parent
+
+
+def main(profile: str) -> int:
+    """Prints one line for each difference, and returns the exit code."""
+    try:
+        settings.check_profile(profile)
+    except settings.InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    records = verify.records(profile)
+    lines = verify.artifacts() + records
+    # Tables cannot be rendered from records that cannot be read.
+    if not records:
+        with tempfile.TemporaryDirectory() as scratch:
+            lines += render(profile, Path(scratch)) or verify.tables(profile, Path(scratch))
+    for line in lines:
+        print(f"error: {line}", file=sys.stderr)
+    if not lines:
+        count = len(list((settings.root() / "results" / profile).glob("*-seed*.json")))
+        print(f"{profile}: {count} records, their tables and all artifacts at hand are as they say")
+    return 1 if lines else 0
+
+
+def render(profile: str, scratch: Path) -> list[str]:
+    """Runs every table's notebook on the records of `profile` under the root `scratch`; returns what failed."""
+    records = scratch / "results" / profile
+    records.mkdir(parents=True)
+    for path in (settings.root() / "results" / profile).glob("*-seed*.json"):
+        (records / path.name).write_bytes(path.read_bytes())
+    lines = []
+    for notebook in sorted(NOTEBOOKS.glob("table_*.ipynb")):
+        command = [sys.executable, str(NOTEBOOKS / "run.py"), str(notebook), "--profile", profile]
+        done = subprocess.run(
+            command, env={**os.environ, "DWA_ROOT": str(scratch)}, capture_output=True, text=True, check=False
+        )
+        if done.returncode != 0:
+            lines.append(f"{notebook.name}: {done.stderr.strip()}")
+    return lines
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

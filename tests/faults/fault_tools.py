@@ -1,0 +1,46 @@
+"""What the fault tests share: pictures of a folder, a notebook without a kernel, make in a checkout."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import nbformat
+import papermill.parameterize
+from papermill.exceptions import PapermillExecutionError
+from papermill.iorw import load_notebook_node
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def snapshot(*folders: Path) -> dict[Path, tuple]:
+    """Every path below `folders`, with size and date of the files."""
+    paths = [path for folder in folders for path in folder.rglob("*")]
+    return {path: (path.stat().st_size, path.stat().st_mtime_ns) if path.is_file() else () for path in paths}
+
+
+def execute_here(path: str, output: str, parameters: dict, **_) -> None:
+    """In place of papermill's execute_notebook: the same cells with the same parameters, without a kernel."""
+    notebook = papermill.parameterize.parameterize_notebook(load_notebook_node(path), parameters)
+    variables = {"__name__": "__main__", "In": []}
+    try:
+        for index, cell in enumerate(notebook.cells):
+            if cell.cell_type == "code":
+                variables["In"].append(cell.source)
+                try:
+                    exec(compile(cell.source, f"cell {index}", "exec"), variables)
+                except Exception as error:
+                    raise PapermillExecutionError(
+                        index, index, cell.source, type(error).__name__, str(error), []
+                    ) from error
+    finally:
+        nbformat.write(notebook, output)
+
+
+def make(checkout: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    """`make` in `checkout`, with its own dwa_core."""
+    unwanted = ("DWA_ROOT", "DWA_DATA", "DWA_DEBUG", "MAKEFLAGS", "MAKELEVEL")
+    variables = {key: value for key, value in os.environ.items() if key not in unwanted}
+    variables |= {"PYTHONPATH": str(checkout)} | environment
+    return subprocess.run(
+        ["make", *arguments], cwd=checkout, env=variables, capture_output=True, text=True, check=False
+    )
