@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from dwa_core import data, presets, settings, store, synthesize
+from dwa_core import data, guard, presets, settings, store, synthesize
 
 PUBLISHED = Path(__file__).parent / "published" / "published_results.csv"
 METHODS = {"random-real": "random real", "sre2l": "SRe2L", "dwa": "DWA"}
@@ -193,6 +193,10 @@ def notes(records: list[dict]) -> list[str]:
             lines.add(
                 f"{dataset_label(setting)}: cut to seconds, to run this recipe's code; its accuracy says nothing."
             )
+        reported = record["accuracy"]["reported"]
+        if guard.at_chance(reported, images["classes"], images["test_images"]):
+            name = f"{setting['name']}, seed {setting['seed']}"
+            lines.add(f"{name}: {reported:.1f} % is no better than chance among {images['classes']} classes.")
         for key, (new, old) in differences(setting).items():
             lines.add(f"{dataset_label(setting)}, {setting['network']}: {key} is {new}; the preset has {old}.")
     return sorted(lines)
