@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from dwa_core import presets, settings
+from dwa_core import guard, presets, settings
 
 PUBLISHED = Path(__file__).parent / "published" / "published_results.csv"
 METHODS = {"random-real": "random real", "sre2l": "SRe2L", "dwa": "DWA"}
@@ -202,6 +202,10 @@ def notes(runs: list[Run]) -> list[str]:
             lines.add(
                 f"{dataset_label(setting)}: cut to seconds, to run this recipe's code; its accuracy says nothing."
             )
+        reported = record["accuracy"]["reported"]
+        if guard.at_chance(reported, record["data"]["classes"], used[1]):
+            name = f"{setting['name']}, seed {setting['seed']}"
+            lines.add(f"{name}: {reported:.1f} % is no better than chance among {record['data']['classes']} classes.")
         for key, (new, old) in differences(setting).items():
             if told_in_notes(key):
                 lines.add(f"{dataset_label(setting)}, {setting['network']}: {key} is {new}; the preset has {old}.")

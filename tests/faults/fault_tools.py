@@ -36,11 +36,15 @@ def execute_here(path: str, output: str, parameters: dict, **_) -> None:
         nbformat.write(notebook, output)
 
 
+def environment_with(**variables: str) -> dict[str, str]:
+    """This process's environment without what would reach a run from outside, and with `variables`."""
+    unwanted = ("DWA_ROOT", "DWA_DATA", "DWA_DEBUG", "MAKEFLAGS", "MAKELEVEL")
+    return {key: value for key, value in os.environ.items() if key not in unwanted} | variables
+
+
 def make(checkout: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
     """`make` in `checkout`, with its own dwa_core."""
-    unwanted = ("DWA_ROOT", "DWA_DATA", "DWA_DEBUG", "MAKEFLAGS", "MAKELEVEL")
-    variables = {key: value for key, value in os.environ.items() if key not in unwanted}
-    variables |= {"PYTHONPATH": str(checkout)} | environment
+    variables = environment_with(PYTHONPATH=str(checkout), **environment)
     return subprocess.run(
         ["make", *arguments], cwd=checkout, env=variables, capture_output=True, text=True, check=False
     )
