@@ -201,9 +201,10 @@ def publish(profile: str) -> None:
     wanted = {}
     for path in sorted((root() / "results" / profile).glob("*-seed*.json")):
         record = read_json(path)
-        wanted["teachers", record["teacher"]["artifact"]] = path.name
-        if record["setting"]["method"] != "random-real":
-            wanted["distilled", record["distilled"]["artifact"]] = path.name
+        for part in record.get("tasks", [record]):
+            wanted["teachers", part["teacher"]["artifact"]] = path.name
+            if record["setting"]["method"] != "random-real":
+                wanted["distilled", part["distilled"]["artifact"]] = path.name
     if not wanted:
         print(f"{profile}: no records, so nothing to copy")
     for (kind, name), record_name in wanted.items():
