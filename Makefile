@@ -48,7 +48,7 @@ TABLES := $(patsubst notebooks/%.ipynb,results/$(PROFILE)/%.md,$(filter notebook
 FIGURES := $(patsubst notebooks/figure_%.ipynb,figures/$(PROFILE)/%.svg,$(filter notebooks/figure_%,$(CHOSEN)))
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce plan settings test test-faults verify bench bench-growth lab environment publish clean distclean
+.PHONY: help reproduce report plan settings test test-faults verify bench bench-growth lab environment publish clean distclean
 .DELETE_ON_ERROR:
 
 help: ## list these targets
@@ -62,6 +62,12 @@ reproduce: $(TABLES) $(TABLES:.md=.csv) $(FIGURES) $(FIGURES:.svg=.png) ## every
 	@echo
 	@echo "Tables:  $(TABLES) and .csv"
 	@echo "Figures: $(FIGURES) and .png"
+
+report: $(ENVIRONMENT) ## one page of the tables and figures of PROFILE that are there: results/PROFILE/report.html
+	@$(RUN) notebooks/report.ipynb --profile $(PROFILE)
+	@$(VENV)/bin/jupyter nbconvert --log-level WARN --to html --template report_page --TemplateExporter.extra_template_basedirs=notebooks \
+	    --output-dir results/$(PROFILE) --output report results/$(PROFILE)/executed/report.ipynb
+	@echo "results/$(PROFILE)/report.html"
 
 plan: $(ENVIRONMENT) ## what of PROFILE is done and what is missing, with the hours it takes where they were measured
 	@$(VENV)/bin/python -m dwa_core.plan $(PROFILE)

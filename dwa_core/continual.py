@@ -6,7 +6,9 @@ seen so far. Print leaves open how the pieces fit together; this is what is done
 
 - The classes are put into one random order by the teacher's seed and cut into tasks of equal size. So student seeds
   and methods share the order and the teachers; another order is another teacher seed.
-- A teacher knows its own classes only. The soft label of an image gives the classes of other tasks probability zero.
+- A teacher knows its own classes only. In the soft label of an image, every class of another task is as likely as the
+  least likely class of its own task. Probability zero would be no soft label: at the recipes' temperatures of 20 and
+  30 all of a teacher's probabilities are nearly alike, and zeros among them would outweigh all else that they say.
 - A batch is drawn from all distilled sets together, and its images are mixed across tasks as the recipe mixes them.
   Where two tasks meet in an image, both teachers label it, and their soft labels are weighted by the share of the
   image that is theirs. Within one task, and so in particular for a single task, this is the usual soft label.
@@ -24,8 +26,6 @@ from dwa_core.data import ImageData, Resident
 from dwa_core.settings import InputError, Setting
 from dwa_core.synthesize import DistilledSet
 from dwa_core.teacher import Teacher
-
-NO_PROBABILITY = -1e30  # a logit whose softmax is 0 at any temperature; minus infinity would make the loss NaN
 
 
 def class_order(classes: int, seed: int) -> list[int]:
@@ -54,23 +54,23 @@ def split_into_tasks(setting: Setting, whole: ImageData) -> list[ImageData]:
 
 
 def soft_labels(
-    images: torch.Tensor, shares: torch.Tensor, labellers: list[nn.Module], classes: int, temperature: float
+    images: torch.Tensor, shares: torch.Tensor, labellers: list[nn.Module], temperature: float
 ) -> torch.Tensor:
     """Logits (N, tasks * classes) over all classes seen, whose softmax at `temperature` is the soft label.
 
     Args:
         images: (N, 3, H, W), mixed.
         shares: (N, tasks), the share of each image that is of each task; they add up to 1.
-        labellers: the teachers' networks, one per task.
-        classes: of each task.
+        labellers: the teachers' networks, one per task, each for the same number of classes.
     """
-    per_task = []
-    for share, network in zip(shares.T, labellers, strict=True):
-        # Every teacher sees every image, for a choice of images would have to be read from the device.
-        own = (network(images).float() / temperature).log_softmax(1)
-        logits = temperature * (own + share.log()[:, None])
-        per_task.append(torch.where(share[:, None] > 0, logits, NO_PROBABILITY))
-    return torch.cat(per_task, dim=1)
+    weighted = []
+    # Every teacher sees every image, for a choice of images would have to be read from the device.
+    for task, (share, network) in enumerate(zip(shares.T, labellers, strict=True)):
+        own = network(images).float()
+        others = own.min(dim=1, keepdim=True).values.repeat(1, own.shape[1])
+        everywhere = torch.cat([others] * task + [own] + [others] * (len(labellers) - task - 1), dim=1)
+        weighted.append((everywhere / temperature).log_softmax(1) + share.log()[:, None])
+    return temperature * torch.stack(weighted).logsumexp(0)
 
 
 def evaluate(
@@ -136,7 +136,7 @@ def after_task(
         images = mixed[:, :3].contiguous(memory_format=torch.channels_last)
         shares = mixed[:, 3:].mean((2, 3))
         with torch.no_grad():
-            targets = soft_labels(images, shares, labellers, size, stage.temperature)
+            targets = soft_labels(images, shares, labellers, stage.temperature)
         return relabel.soft_label_loss(student(images).float(), targets, stage)
 
     measured = diversity.measure(setting, parts[-1], teachers[-1].network, distilled[-1].split(device), device)

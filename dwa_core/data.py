@@ -27,6 +27,12 @@ HUB = {
     "tiny-imagenet": "zh-plus/tiny-imagenet",
     "imagenet-1k": "ILSVRC/imagenet-1k",
 }
+# How to get at what the hub does not give to everybody.
+GATED = {
+    "imagenet-1k": "accept its terms at https://huggingface.co/datasets/ILSVRC/imagenet-1k and log in with "
+    "`.venv/bin/hf auth login`, or let DWA_DATA name the folder that holds imagenet-1k/train/CLASS/ and "
+    "imagenet-1k/val/CLASS/",
+}
 RESIDENT_SIDE = 64
 TEST_BATCH = 1000
 STREAMED_TEST_BATCH = 256
@@ -71,15 +77,16 @@ def open_parts(name: str, side: int) -> tuple[dict[str, datasets.Dataset], list]
     base = os.environ.get("DWA_DATA")
     folder = Path(base) / name if base else None
     if folder is not None and folder.is_dir():
-        return open_folder(name, folder)
+        return open_folder(name, folder, side)
     where = f"there is no folder {folder}" if folder else "DWA_DATA is not set"
     if name not in HUB:
         raise InputError(f"dataset: {name!r} cannot be found; {where}, and the hub's are {', '.join(HUB)}")
     try:
         found = datasets.load_dataset(HUB[name])
     except Exception as error:  # the hub's client raises many kinds: connection, gated, missing
+        access = f"; {GATED[name]}" if name in GATED else ""
         raise InputError(
-            f"dataset: {name!r} cannot be had from the hub ({HUB[name]}), and {where}; {first_line(error)}"
+            f"dataset: {name!r} cannot be had from the hub ({HUB[name]}), and {where}; {first_line(error)}{access}"
         ) from None
     # Validation before test: ImageNet keeps the labels of its test part back.
     held_out = next(part for part in ("valid", "validation", "test") if part in found)
@@ -93,7 +100,7 @@ def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def open_folder(name: str, folder: Path) -> tuple[dict[str, datasets.Dataset], list]:
+def open_folder(name: str, folder: Path, side: int) -> tuple[dict[str, datasets.Dataset], list]:
     """Parquet files train-* and test-* (or valid*), or ImageFolder trees train/ and test/ (or val/).
 
     Where there are both, validation is what is tested on, as on the hub's ImageNet-1K.
@@ -108,7 +115,7 @@ def open_folder(name: str, folder: Path) -> tuple[dict[str, datasets.Dataset], l
             if parquet:
                 files = [str(path) for path in parquet]
                 parts[part] = datasets.load_dataset("parquet", data_files=files, split="train")
-                source += [hashlib.sha256(path.read_bytes()).hexdigest() for path in parquet]
+                source += [checksum(path, side) for path in parquet]
             elif trees:
                 parts[part] = open_tree(trees[0])
                 source += [
@@ -131,6 +138,19 @@ def open_folder(name: str, folder: Path) -> tuple[dict[str, datasets.Dataset], l
         where = f"{odd[0]!r} is in the {'train' if odd[0] in names['train'] else 'test'} part alone" if odd else "order"
         raise InputError(f"dataset: {folder}: train and test part do not have the same classes: {where}")
     return parts, source
+
+
+def checksum(path: Path, side: int) -> str:
+    """SHA-256 of a Parquet file; where images stream, of its size and its last MB, which says where everything lies.
+
+    ImageNet-1K has some 150 GB, and every run begins with this.
+    """
+    with path.open("rb") as stream:
+        if side <= RESIDENT_SIDE:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+        size = path.stat().st_size
+        stream.seek(max(0, size - 2**20))
+        return hashlib.sha256(f"{size} ".encode() + stream.read()).hexdigest()
 
 
 def open_tree(tree: Path) -> datasets.Dataset:

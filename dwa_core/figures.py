@@ -98,7 +98,7 @@ def accuracy_bars(runs: list[Run]) -> Figure:
             place += 1
         place += 1.2
     axis.set(yticks=list(ticks.values()), yticklabels=list(ticks), xlim=(0, 100), xlabel="test accuracy, %")
-    axis.invert_yaxis()
+    axis.set_ylim(place - 1.2, -1)  # from top to bottom
     axis.grid(axis="y", visible=False)
     handles = [Patch(facecolor=COLOURS[method], edgecolor="black", label=name) for method, name in METHODS.items()]
     handles.append(Line2D([], [], ls="", marker="o", ms=4, mfc="white", mec="black", label="one student"))
@@ -139,7 +139,7 @@ def gain_bars(runs: list[Run]) -> Figure:
         "ours": {"color": DARK, "label": "ours, authors' switches" if authors else "ours, defaults"},
     }
     drawn = [label for label in looks if frame[f"{label} gain"].notna().any()]
-    figure, axis = plt.subplots(figsize=(1.5 + 1.5 * len(frame), 4))
+    figure, axis = plt.subplots(figsize=(2 + 1.8 * len(frame), 4))
     width = 0.8 / len(drawn)
     for place, label in enumerate(drawn):
         at = np.arange(len(frame)) + (place - (len(drawn) - 1) / 2) * width
@@ -196,7 +196,7 @@ def variance_curves(runs: list[Run]) -> Figure:
         return nothing_to_draw("no record yet")
     frame = pd.DataFrame(rows)
     panels = list(dict.fromkeys(frame["panel"]))
-    figure, axes = plt.subplots(1, len(panels), figsize=(1.5 + 4.5 * len(panels), 4), squeeze=False)
+    figure, axes = plt.subplots(1, len(panels), figsize=(3 + 5 * len(panels), 4), squeeze=False)
     looks = {
         "decoupled": {"color": DARK, "marker": "o", "ls": "-", "label": "decoupled: variance alone"},
         "coupled": {
@@ -267,13 +267,14 @@ def steps_rho_map(runs: list[Run]) -> Figure:
         sns.heatmap(
             table.sort_index(ascending=False),
             ax=axis,
-            cmap="Greys",
+            cmap=sns.blend_palette(["#e0e0e0", DARK], as_cmap=True),  # no white, which is a cell not run
             annot=True,
             fmt=".1f",
             linewidths=1,
             cbar_kws={"label": "test accuracy, %"},
         )
         axis.set(xlabel=r"weight magnitude $\rho$", ylabel="steps K")
+        axis.grid(False)
         axis.set_title(panel.replace("\n", ", "), loc="left", fontsize="medium")
     return figure
 

@@ -1,6 +1,7 @@
 """Tables from runs, as Markdown and CSV: print beside ours, and a cell that was never run stays empty."""
 
 from collections.abc import Iterable
+from itertools import takewhile
 from pathlib import Path
 
 import pandas as pd
@@ -20,6 +21,8 @@ DIVERSITY_NOTE = (
     "to real test images of the class (1: as far). Coverage: the share of real test images that a distilled image lies "
     "near, from 0 to 1; to be compared at equal ipc."
 )
+# What the columns of runs under the defaults and under the authors' switches begin with.
+SWITCHES = {"ours": "defaults", "authors": "authors'"}
 # The arms of Table 3 in its order.
 ARMS = {"none": "no adjustment", "random": "random direction", "directed": "directed (DWA)"}
 
@@ -39,11 +42,11 @@ def accuracy_table(runs: list[Run], table: int | None = None, axes: tuple[str, .
     cell = [*CELL, *axes]
     rows = report.accuracies(runs, axes)
     columns = []
-    for authors, label in ((True, "authors"), (False, "ours")):
-        group = rows[rows["authors"] == authors].groupby(cell)["accuracy"]
-        columns.append(group.agg(["mean", "std", "count"]).add_prefix(f"{label} "))
-    measured = rows.groupby(cell)[["teacher", *report.DIVERSITY.values()]].mean()
-    frame = pd.concat([*columns, measured], axis=1).reset_index()
+    for label in SWITCHES:
+        group = rows[rows["authors"] == (label == "authors")].groupby(cell)
+        columns.append(group["accuracy"].agg(["mean", "std", "count"]).add_prefix(f"{label} "))
+        columns.append(group[list(report.DIVERSITY.values())].mean().add_prefix(f"{label} "))
+    frame = pd.concat([*columns, rows.groupby(cell)["teacher"].mean()], axis=1).reset_index()
     printed = report.published().rename(columns={"dataset": "data set", "network": "student"})
     shown = set(zip(rows["data set"], rows["ipc"], strict=True))
     belongs = [key in shown for key in zip(printed["data set"], printed["ipc"], strict=True)]
@@ -122,7 +125,6 @@ def long(frame: pd.DataFrame) -> pd.DataFrame:
                 "difference": difference_text(row),
                 "ours, defaults": mean_text(row, "ours"),
                 "teacher": " ".join([network, number(row["teacher"], 1)]).strip(),
-                **{name: number(row[name], 2) for name in report.DIVERSITY.values()},
             }
         )
     shown = pd.DataFrame(rows)
@@ -140,8 +142,12 @@ def wide(frame: pd.DataFrame, rows: list[str], columns: list[str]) -> pd.DataFra
     frame = frame.assign(method=frame.apply(method_text, axis=1))
     planned = {label: frame[f"{label} count"].notna() for label in ("authors", "ours")}
     both = all(chosen.any() for chosen in planned.values())
+    teachers = frame.groupby(["data set", "network"])["teacher"]
+    # Their accuracy only where it is one and the same for all rows of a data set and network.
+    known = teachers.transform("mean").where(teachers.transform("nunique") == 1)
+    frame["network"] = [f"{name} {number(top1, 1)}".strip() for name, top1 in zip(frame["network"], known, strict=True)]
     cells = {}
-    for label, switches in (("ours", "defaults"), ("authors", "authors'")):
+    for label, switches in SWITCHES.items():
         for _, row in frame[planned[label]].iterrows():
             text = mean_text(row, label)
             if label == "authors" and not pd.isna(row["print mean"]):
@@ -162,14 +168,32 @@ def wide(frame: pd.DataFrame, rows: list[str], columns: list[str]) -> pd.DataFra
 
 
 def diversity(frame: pd.DataFrame) -> pd.DataFrame:
-    """One row for each distilled set whose diversity is known, as texts, beside the accuracy of one student.
+    """One row as texts for each distilled set whose diversity is known, beside the accuracy of one student.
 
     The student is one of the teacher's network where there is one.
     """
-    known = frame[frame[list(report.DIVERSITY.values())].notna().any(axis=1)]
-    known = known.assign(own=known["student"] != known["network"]).sort_values("own", kind="stable")
-    which_set = [name for name in frame.columns[: list(frame.columns).index("authors mean")] if name != "student"]
-    return long(known.drop_duplicates(which_set).sort_index())
+    axes = [name for name in takewhile(lambda name: not name.endswith(" mean"), frame) if name not in CELL]
+    which_set = ["data set", "ipc", "network", "method", "variant", *axes]
+    frame = frame.assign(other=frame["student"] != frame["network"]).sort_values("other", kind="stable")
+    rows = []
+    for label, switches in SWITCHES.items():
+        names = {f"{label} {name}": name for name in report.DIVERSITY.values()}
+        known = frame[frame[list(names)].notna().any(axis=1)].drop_duplicates(which_set).sort_index()
+        for _, row in known.iterrows():
+            rows.append(
+                {
+                    "data set": row["data set"],
+                    "ipc": row["ipc"],
+                    "teacher": row["network"],
+                    "method": method_text(row),
+                    **{axis: row[axis] for axis in axes if axis != "synthesis.adjustment"},
+                    "switches": switches,
+                    **{shown: number(row[name], 2) for name, shown in names.items()},
+                    "accuracy": mean_text(row, label),
+                    "of student": row["student"],
+                }
+            )
+    return pd.DataFrame(rows)
 
 
 def seed_spread(frame: pd.DataFrame) -> pd.DataFrame:
@@ -179,7 +203,7 @@ def seed_spread(frame: pd.DataFrame) -> pd.DataFrame:
     sets' means, which holds what is left of the first in a mean.
     """
     rows = []
-    for label, switches in (("authors", "authors'"), ("ours", "defaults")):
+    for label, switches in SWITCHES.items():
         planned = frame[frame[f"{label} count"].notna()]
         for cell, sets in planned.groupby(["data set", "ipc", "network", "student", "method", "variant"], sort=False):
             texts = {f"synthesis seed {row['synthesis.seed']}": mean_text(row, label) for _, row in sets.iterrows()}
@@ -271,8 +295,6 @@ def write_accuracies(
     about_print = LEGEND if frame["print mean"].notna().any() else NO_PRINT
     blocks = [shown if len(shown) else "No setting of this profile belongs here."]
     sets = diversity(frame)
-    if len(sets) and not set(report.DIVERSITY.values()) & set(shown):
-        blocks += ["## Diversity of the distilled sets", sets]
     if len(sets):
-        blocks.append(DIVERSITY_NOTE)
+        blocks += ["## Diversity of the distilled sets", DIVERSITY_NOTE, sets]
     return write(profile, name, title, caption, frame, blocks, [about_print, *report.notes(runs)])

@@ -302,6 +302,24 @@ def test_hub_that_cannot_be_reached_is_one_line(message, monkeypatch, cpu, refus
         data.load("cifar10", image_settings(8), cpu)
 
 
+def test_refusal_of_a_gated_data_set_says_how_to_get_it(monkeypatch, cpu, refused):
+    def gated(*_, **__):
+        raise datasets.exceptions.DatasetNotFoundError("Dataset 'ILSVRC/imagenet-1k' is a gated dataset on the Hub.")
+
+    monkeypatch.setattr(datasets, "load_dataset", gated)
+    with refused(
+        "is a gated dataset", "https://huggingface.co/datasets/ILSVRC/imagenet-1k", "hf auth login", "val/CLASS"
+    ):
+        data.load("imagenet-1k", image_settings(8), cpu)
+
+
+def test_fingerprint_of_streamed_parquet_tells_other_images_apart(local, cpu, monkeypatch):
+    before = data.load("own", image_settings(72), cpu).fingerprint
+    assert data.load("own", image_settings(72), cpu).fingerprint == before
+    write_parquet(local / "train-00000-of-00001.parquet", random_pictures(6, 8, 7), [0, 1] * 3, ["a", "b"])
+    assert data.load("own", image_settings(72), cpu).fingerprint != before
+
+
 # ------------------------------------------------------------------------------------- what is drawn
 
 

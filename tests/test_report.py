@@ -150,8 +150,8 @@ def test_arms_become_columns_in_their_order_and_switches_rows(add):
         *("no adjustment", "random direction", "directed (DWA)"),
     ]
     assert shown.to_numpy().tolist() == [
-        ["cifar10", "resnet18", "resnet18", "defaults", "41.0 (1 seed)", "42.0 (1 seed)", "43.0 (1 seed)"],
-        ["cifar10", "resnet18", "resnet18", "authors'", "", "", "44.0 (1 seed)"],
+        ["cifar10", "resnet18 95.0", "resnet18", "defaults", "41.0 (1 seed)", "42.0 (1 seed)", "43.0 (1 seed)"],
+        ["cifar10", "resnet18 95.0", "resnet18", "authors'", "", "", "44.0 (1 seed)"],
     ]
 
 
@@ -212,10 +212,13 @@ def test_diversity_stands_beside_the_accuracy_once_for_each_set(add):
     add("own", 40.0, record=measured, seeds=[0])
     add("other", 41.0, record=measured, seeds=[0], student="resnet34")
     add("older", 42.0, seeds=[0], method="sre2l")
-    frame = tables.accuracy_table(report.runs_of("trial", "table-1"))
-    assert row_of(tables.long(frame), student="resnet34")["coverage"] == "0.22"
-    (row,) = tables.diversity(frame).to_dict("records")
-    assert (row["student"], row["ours, defaults"], row["feature distance"]) == ("resnet18", "40.0 (1 seed)", "0.83")
+    measured["diversity"]["coverage"] = 0.5
+    add("authors", 43.0, record=measured, seeds=[0], authors=True)
+    sets = tables.diversity(tables.accuracy_table(report.runs_of("trial", "table-1"), table=1))
+    assert sets.drop(columns=["data set", "ipc", "method"]).to_numpy().tolist() == [
+        ["resnet18", "defaults", "0.83", "0.22", "40.0 (1 seed)", "resnet18"],
+        ["resnet18", "authors'", "0.83", "0.50", "43.0 (1 seed)", "resnet18"],
+    ]
 
 
 def test_hyperparameters_are_those_of_the_presets():

@@ -211,6 +211,19 @@ def test_publish_copies_what_records_stand_on_but_no_real_images(own_root, capsy
     assert "used: there already" in capsys.readouterr().out
 
 
+def test_publish_copies_what_each_task_of_a_record_stands_on(own_root):
+    tasks = []
+    for task in ("a", "b"):
+        make_artifact("teachers", f"teacher-{task}")
+        make_artifact("distilled", f"set-{task}")
+        tasks.append({"teacher": {"artifact": f"teacher-{task}"}, "distilled": {"artifact": f"set-{task}"}})
+    record = {"setting": {"method": "dwa"}, "tasks": tasks}
+    store.write_json(own_root / "results" / "lite" / "own-seed0.json", record)
+    store.publish("lite")
+    copied = sorted(path.name for path in (own_root / "results" / "artifacts").glob("*/*"))
+    assert copied == ["set-a", "set-b", "teacher-a", "teacher-b"]
+
+
 def test_publish_leaves_out_what_is_too_large_and_says_so(own_root, monkeypatch, capsys):
     make_artifact("teachers", "large", "x" * 2000)
     make_artifact("distilled", "small")

@@ -1,0 +1,152 @@
+"""The recipe of ImageNet-1K: published weights, class batches at 224 px, images that stream from their files."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+
+from dwa_core import data, plan, relabel, settings, synthesize, teacher
+
+SHARED = Path(os.environ.get("DWA_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+CLASSES = ["n01440764", "n01443537", "n01484850", "n01491361"]
+
+
+def small(**given) -> settings.Setting:
+    """A run of the recipe that keeps its side, stem and order of things, and takes seconds on a CPU."""
+    short = {
+        "profile": "test",
+        "name": "small",
+        "preset": "imagenet-1k",
+        "device": "cpu",
+        "precision": "fp32",
+        "ipc": 2,
+        "synthesis": {"iterations": 2, "steps": 2, "classes_per_batch": 3},
+        "relabel": {"epochs": 2, "test_every": 2, "batch_size": 4},
+    }
+    return settings.resolve(settings.merged(short, given))
+
+
+def run(setting: settings.Setting, cpu) -> tuple[data.ImageData, teacher.Teacher, synthesize.DistilledSet, dict]:
+    real = data.load(setting.dataset, setting.images, cpu, setting.ipc)
+    trained = teacher.train_or_load(setting, real, cpu)
+    distilled = synthesize.synthesize_or_load(setting, real, trained, cpu)
+    return real, trained, distilled, relabel.evaluate(setting, real, trained, distilled, cpu)
+
+
+@pytest.fixture
+def image_folder(tmp_path, monkeypatch):
+    """$DWA_DATA/imagenet-1k with train/ and val/ of four classes, photographs of several sizes and aspects."""
+    random = np.random.default_rng(0)
+    for part, count in {"train": 3, "val": 2}.items():
+        for label, name in enumerate(CLASSES):
+            folder = tmp_path / "imagenet-1k" / part / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                size = (240 + 20 * index, 300 - 30 * label, 3)
+                picture = np.full(size, 60 * label, np.uint8) + random.integers(0, 60, size, np.uint8)
+                Image.fromarray(picture).save(folder / f"{name}_{index}.JPEG")
+    monkeypatch.setenv("DWA_DATA", str(tmp_path))
+    # One worker: starting processes is all that takes time here.
+    monkeypatch.setattr(data.os, "cpu_count", lambda: 1)
+
+
+@pytest.fixture
+def published_weights(monkeypatch):
+    """Stands in for the download: a network of four classes with weights that nobody else would draw."""
+    asked = []
+    original = torchvision.models.get_model
+
+    def get_model(name, weights=None, **given):
+        if weights is None:
+            return original(name, weights=None, **given)
+        asked.append((name, weights))
+        torch.manual_seed(1234)
+        return original(name, weights=None, num_classes=len(CLASSES))
+
+    monkeypatch.setattr(torchvision.models, "get_model", get_model)
+    return asked
+
+
+def test_recipe_runs_from_an_image_folder_with_published_weights(image_folder, published_weights, cpu):
+    setting = small()
+    real, trained, distilled, record = run(setting, cpu)
+    assert isinstance(real.train, data.Streamed)
+    assert (real.classes, len(real.train), len(real.test)) == (CLASSES, 12, 8)
+    # The teacher is what was published, tested on the validation part, and no epoch was trained.
+    assert published_weights == [("resnet18", "IMAGENET1K_V1")]
+    assert trained.record["curve"] == []
+    torch.manual_seed(1234)
+    expected = torchvision.models.resnet18(num_classes=len(CLASSES)).conv1.weight
+    assert torch.equal(trained.network.conv1.weight, expected.half().float())
+    assert 0 <= trained.record["accuracy"]["top1"] <= 100
+    # Two images of each of four classes, made in batches of three classes and one.
+    assert distilled.images_uint8.shape == (8, 224, 224, 3)
+    assert distilled.labels.tolist() == [0, 1, 2, 3] * 2
+    chosen = data.draw_real(real.train, 4, 2, seed=0).flatten()
+    changed = (distilled.images_uint8.float() - real.train.pictures(chosen).float()).abs().mean((1, 2, 3))
+    assert (changed > 1).all(), "every image was optimised, those of the last and smaller batch too"
+    assert record["data"]["test_images"] == 8
+    assert record["accuracy"]["reported"] in {100 * hits / 8 for hits in range(9)}
+
+
+def test_each_batch_of_classes_starts_from_the_teachers_own_weights(image_folder, published_weights, cpu, monkeypatch):
+    begun = []
+    adjust = synthesize.adjust_weights
+
+    def watched(network, images, labels, *others, **given):
+        begun.append((labels.tolist(), network.fc.weight.clone()))
+        return adjust(network, images, labels, *others, **given)
+
+    monkeypatch.setattr(synthesize, "adjust_weights", watched)
+    for authors in (False, True):
+        begun.clear()
+        setting = small(ipc=1, authors=authors)
+        real = data.load(setting.dataset, setting.images, cpu, setting.ipc)
+        trained = teacher.train_or_load(setting, real, cpu)
+        synthesize.synthesize_or_load(setting, real, trained, cpu)
+        (first, before), (second, after) = begun
+        assert (first, second) == ([0, 1, 2], [3])
+        assert torch.equal(before, trained.network.fc.weight)
+        assert torch.equal(after, before) is not authors, "kept between batches only as the authors' code does"
+
+
+def test_images_with_other_classes_than_the_published_weights_are_refused(image_folder, cpu, monkeypatch, refused):
+    original = torchvision.models.get_model
+    monkeypatch.setattr(torchvision.models, "get_model", lambda name, weights=None, **given: original(name, **given))
+    with refused("teacher.weights", "1000 classes", "has 4", "null trains one"):
+        run(small(), cpu)
+
+
+def test_recipe_runs_on_twenty_classes_of_tiny_imagenet(monkeypatch, cpu):
+    if not (SHARED / "tiny-imagenet-20").is_dir():
+        pytest.skip(f"there is no {SHARED / 'tiny-imagenet-20'}; DWA_DATA can name the folder above it")
+    monkeypatch.setenv("DWA_DATA", str(SHARED))
+    monkeypatch.setattr(data.os, "cpu_count", lambda: 1)
+    setting = small(
+        dataset="tiny-imagenet-20",
+        network="convnet-8",
+        ipc=1,
+        images={"side": 72},
+        teacher={"weights": None, "epochs": 1},
+        synthesis={"classes_per_batch": 8, "roll": [0, 9]},
+    )
+    real, trained, distilled, record = run(setting, cpu)
+    assert isinstance(real.train, data.Streamed)
+    assert (len(real.classes), len(real.train), len(real.test)) == (20, 10_000, 1_000)
+    assert trained.record["accuracy"]["top1"] > 10, "twice what guessing gets"
+    assert distilled.images_uint8.shape == (20, 72, 72, 3)
+    assert record["data"]["test_images"] == 1_000
+
+
+def test_costs_of_imagenet_are_told_from_numbers_of_images_and_nothing_is_invented():
+    setting = settings.resolve({"profile": "test", "name": "x", "preset": "imagenet-1k", "ipc": 50, "device": "cpu"})
+    text = "\n".join(plan.costs(setting))
+    assert "teacher unknown, synthesis unknown, student unknown" in text
+    # 50 images of each of 1,000 classes, of 224 x 224 x 3 bytes; ResNet-18 in two bytes per weight.
+    assert "distilled images 7.53 GB" in text
+    assert "teacher 23.38 MB" in text or "teacher 0.02 GB" in text
+    assert "1,331,167" in text
