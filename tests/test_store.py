@@ -2,6 +2,7 @@
 
 import ast
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,16 @@ import dwa_core
 from dwa_core import store
 
 
-def make_artifact(kind: str, name: str, content: str = "content") -> Path:
-    with store.new_artifact(kind, name) as folder:
+def name_of(label: str) -> str:
+    """The name of the artifact whose settings are `label`."""
+    return f"{label}-{store.digest(label)}"
+
+
+def make_artifact(kind: str, label: str, content: str = "content") -> Path:
+    with store.new_artifact(kind, name_of(label)) as folder:
         (folder / "file.txt").write_text(content)
-        store.write_json(folder / "record.json", {"name": name})
-    return store.find(kind, name)
+        store.seal(folder, label)
+    return store.find(kind, name_of(label))
 
 
 def files(folder: Path) -> list[Path]:
@@ -72,14 +78,15 @@ def test_fingerprint_sees_names_shapes_types_and_bytes():
 
 
 def test_new_artifact_appears_whole_under_its_name(own_root):
-    with store.new_artifact("teachers", "one") as folder:
+    name = name_of("one")
+    with store.new_artifact("teachers", name) as folder:
         (folder / "file.txt").write_text("content")
-        store.write_json(folder / "record.json", {})
-        assert store.find("teachers", "one") is None
-    found = store.find("teachers", "one")
-    assert found == own_root / "artifacts" / "teachers" / "one"
-    assert [path.name for path in files(found)] == ["file.txt", "record.json"]
-    assert [path.name for path in found.parent.iterdir()] == ["one"]
+        store.seal(folder, "one")
+        assert store.find("teachers", name) is None
+    found = store.find("teachers", name)
+    assert found == own_root / "artifacts" / "teachers" / name
+    assert [path.name for path in files(found)] == ["SHA256SUMS", "file.txt", "record.json"]
+    assert [path.name for path in found.parent.iterdir()] == [name]
     assert found.stat().st_mode & 0o777 == 0o755
 
 
@@ -100,24 +107,27 @@ def test_finished_artifact_is_not_overwritten():
     first = make_artifact("teachers", "one", "first")
     assert make_artifact("teachers", "one", "second") == first
     assert (first / "file.txt").read_text() == "first"
-    assert [path.name for path in first.parent.iterdir()] == ["one"]
+    assert [path.name for path in first.parent.iterdir()] == [name_of("one")]
 
 
 def test_folder_without_a_record_is_unfinished_and_replaced(own_root):
-    unfinished = own_root / "artifacts" / "teachers" / "one"
+    unfinished = own_root / "artifacts" / "teachers" / name_of("one")
     unfinished.mkdir(parents=True)
     (unfinished / "part.txt").write_text("half")
-    assert store.find("teachers", "one") is None
-    assert [path.name for path in files(make_artifact("teachers", "one"))] == ["file.txt", "record.json"]
+    assert store.find("teachers", name_of("one")) is None
+    made = make_artifact("teachers", "one")
+    assert [path.name for path in files(made)] == ["SHA256SUMS", "file.txt", "record.json"]
 
 
 def test_artifacts_are_found_before_published_copies(own_root):
-    published = own_root / "results" / "artifacts" / "teachers" / "one"
-    store.write_json(published / "record.json", {})
-    assert store.find("teachers", "one") == published
-    assert store.find("distilled", "one") is None
-    assert store.find("teachers", "two") is None
-    assert make_artifact("teachers", "one") == own_root / "artifacts" / "teachers" / "one"
+    own = make_artifact("teachers", "one")
+    published = own_root / "results" / "artifacts" / "teachers" / own.name
+    shutil.copytree(own, published)
+    assert store.find("teachers", own.name) == own
+    shutil.rmtree(own)
+    assert store.find("teachers", own.name) == published
+    assert store.find("distilled", own.name) is None
+    assert store.find("teachers", name_of("two")) is None
 
 
 def test_file_checksums_change_with_the_content_and_leave_the_record_out(own_root):
@@ -195,20 +205,19 @@ def test_publish_copies_what_records_stand_on_but_no_real_images(own_root, capsy
     ]:
         make_artifact(kind, name)
     for seed in range(2):
-        write_record(own_root, seed, "dwa", "used", "dwa")
-    write_record(own_root, 0, "random-real", "used", "random")
+        write_record(own_root, seed, "dwa", name_of("used"), name_of("dwa"))
+    write_record(own_root, 0, "random-real", name_of("used"), name_of("random"))
     # An artifact that lies nowhere, as after a clean-up, is no reason to stop.
     write_record(own_root, 0, "sre2l", "gone", "gone")
     published = own_root / "results" / "artifacts"
     store.publish("lite")
     assert [str(path.relative_to(published)) for path in files(published)] == [
-        "distilled/dwa/file.txt",
-        "distilled/dwa/record.json",
-        "teachers/used/file.txt",
-        "teachers/used/record.json",
+        f"{folder}/{file}"
+        for folder in (f"distilled/{name_of('dwa')}", f"teachers/{name_of('used')}")
+        for file in ("SHA256SUMS", "file.txt", "record.json")
     ]
     store.publish("lite")
-    assert "used: there already" in capsys.readouterr().out
+    assert f"{name_of('used')}: there already" in capsys.readouterr().out
 
 
 def test_publish_copies_what_each_task_of_a_record_stands_on(own_root):
@@ -216,21 +225,23 @@ def test_publish_copies_what_each_task_of_a_record_stands_on(own_root):
     for task in ("a", "b"):
         make_artifact("teachers", f"teacher-{task}")
         make_artifact("distilled", f"set-{task}")
-        tasks.append({"teacher": {"artifact": f"teacher-{task}"}, "distilled": {"artifact": f"set-{task}"}})
+        tasks.append(
+            {"teacher": {"artifact": name_of(f"teacher-{task}")}, "distilled": {"artifact": name_of(f"set-{task}")}}
+        )
     record = {"setting": {"method": "dwa"}, "tasks": tasks}
     store.write_json(own_root / "results" / "lite" / "own-seed0.json", record)
     store.publish("lite")
     copied = sorted(path.name for path in (own_root / "results" / "artifacts").glob("*/*"))
-    assert copied == ["set-a", "set-b", "teacher-a", "teacher-b"]
+    assert copied == [name_of(label) for label in ("set-a", "set-b", "teacher-a", "teacher-b")]
 
 
 def test_publish_leaves_out_what_is_too_large_and_says_so(own_root, monkeypatch, capsys):
-    make_artifact("teachers", "large", "x" * 2000)
+    make_artifact("teachers", "large", "x" * 5000)
     make_artifact("distilled", "small")
-    write_record(own_root, 0, "dwa", "large", "small")
-    monkeypatch.setattr(store, "PUBLISHED_LIMIT_MB", 0.001)
+    write_record(own_root, 0, "dwa", name_of("large"), name_of("small"))
+    monkeypatch.setattr(store, "PUBLISHED_LIMIT_MB", 0.003)
     store.publish("lite")
-    assert [path.name for path in (own_root / "results" / "artifacts").glob("*/*")] == ["small"]
+    assert [path.name for path in (own_root / "results" / "artifacts").glob("*/*")] == [name_of("small")]
     assert "above the limit" in capsys.readouterr().out
 
 
