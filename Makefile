@@ -19,7 +19,7 @@ TABLES := results/$(PROFILE)/table_01.md
 FIGURES := $(addprefix figures/$(PROFILE)/,accuracy.svg losses.svg gallery.svg)
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce test lab environment publish clean distclean
+.PHONY: help reproduce test lab environment publish share clean distclean
 .DELETE_ON_ERROR:
 
 help: ## list these targets
@@ -45,6 +45,12 @@ environment: $(ENVIRONMENT) ## install what the others need into .venv
 
 publish: $(ENVIRONMENT) ## copy the artifacts that PROFILE's records stand on to results/artifacts/, to be committed
 	$(VENV)/bin/python -m dwa_core.store $(PROFILE)
+
+# A set of the name SET (under artifacts/distilled/) in the format of other tools.
+FORMAT ?= imagefolder
+share: $(ENVIRONMENT) ## write the distilled set SET for other tools; FORMAT=imagefolder, parquet or tensors; SOFT_LABELS=one or epochs
+	@$(VENV)/bin/python -m dwa_core.export $(SET) --to exports/$(SET)-$(FORMAT) --format $(FORMAT) \
+		$(if $(SOFT_LABELS),--soft-labels $(SOFT_LABELS)) $(if $(TOP_K),--top-k $(TOP_K))
 
 clean: ## delete executed notebooks and caches; artifacts, records, tables and figures stay
 	rm -rf results/*/executed .pytest_cache .ruff_cache

@@ -153,6 +153,14 @@ def open_tree(tree: Path) -> datasets.Dataset:
 
 
 def named_columns(name: str, dataset: datasets.Dataset) -> datasets.Dataset:
+    """As `two_columns`, and the label column must name its classes."""
+    dataset = two_columns(name, dataset)
+    if not isinstance(dataset.features["label"], datasets.ClassLabel):
+        raise InputError(f"dataset: {name}: the label column does not name its classes (ClassLabel)")
+    return dataset
+
+
+def two_columns(name: str, dataset: datasets.Dataset) -> datasets.Dataset:
     """`dataset` with its image column called image and its label column called label, and no others."""
     chosen = {}
     for wanted, possible in {"image": ("image", "img"), "label": ("fine_label", "label")}.items():
@@ -162,10 +170,7 @@ def named_columns(name: str, dataset: datasets.Dataset) -> datasets.Dataset:
                 f"dataset: {name} has no column {' or '.join(possible)}; its columns: {', '.join(dataset.column_names)}"
             )
         chosen[found[0]] = wanted
-    dataset = dataset.select_columns(list(chosen)).rename_columns({k: v for k, v in chosen.items() if k != v})
-    if not isinstance(dataset.features["label"], datasets.ClassLabel):
-        raise InputError(f"dataset: {name}: the label column does not name its classes (ClassLabel)")
-    return dataset
+    return dataset.select_columns(list(chosen)).rename_columns({k: v for k, v in chosen.items() if k != v})
 
 
 def digits(side: int) -> dict[str, datasets.Dataset]:

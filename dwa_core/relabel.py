@@ -1,12 +1,14 @@
 """Relabel evaluation: a student trained from scratch on distilled images, labelled on the fly by the teacher."""
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from dwa_core import augment, models, store
 from dwa_core.augment import STUDENT
-from dwa_core.data import ImageData
+from dwa_core.data import ImageData, Resident
 from dwa_core.settings import RelabelStage, Setting
 from dwa_core.synthesize import DistilledSet
 from dwa_core.teacher import Teacher, fit
@@ -32,6 +34,19 @@ def use_batch_statistics(network: nn.Module) -> None:
             layer.momentum = 0.0
 
 
+def mixed_batches(
+    setting: Setting, training: Resident, mean: list[float], std: list[float], epoch: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """What the student of `setting.seed` sees in `epoch`: cropped, flipped and mixed images, and their class labels.
+
+    The class labels are those before the mixing; no student learns from them.
+    """
+    stage, key = setting.relabel, (STUDENT, setting.seed, epoch)
+    host, random = augment.host_random(*key), augment.device_random(training.device, *key, 1)
+    for inputs, labels in training.train_batches(stage, mean, std, *key):
+        yield augment.mix(inputs, stage.mixing, stage.mixing_alpha, host, random), labels
+
+
 def evaluate(
     setting: Setting, data: ImageData, teacher: Teacher, distilled: DistilledSet, device: torch.device
 ) -> dict:
@@ -51,17 +66,10 @@ def evaluate(
         use_batch_statistics(labeller)
     training = distilled.split(device)
 
-    def batch_loss(epoch: int):
-        host = augment.host_random(STUDENT, setting.seed, epoch)
-        random = augment.device_random(device, STUDENT, setting.seed, epoch, 1)
-
-        def loss_of(inputs, _):
-            inputs = augment.mix(inputs, stage.mixing, stage.mixing_alpha, host, random)
-            with torch.no_grad():
-                teacher_logits = labeller(inputs)
-            return soft_label_loss(student(inputs).float(), teacher_logits.float(), stage)
-
-        return loss_of
+    def loss_of(inputs, _):
+        with torch.no_grad():
+            teacher_logits = labeller(inputs)
+        return soft_label_loss(student(inputs).float(), teacher_logits.float(), stage)
 
     identity = store.digest(
         setting.model_dump(exclude={"seeds", "device", "profile", "name"}),
@@ -72,8 +80,8 @@ def evaluate(
     curve = fit(
         student,
         stage,
-        batches=lambda epoch: training.train_batches(stage, images.mean, std, STUDENT, setting.seed, epoch),
-        batch_loss=batch_loss,
+        batches=lambda epoch: mixed_batches(setting, training, images.mean, std, epoch),
+        batch_loss=lambda epoch: loss_of,
         test_batches=lambda: data.test.test_batches(images.mean, std),
         device=device,
         precision=precision,

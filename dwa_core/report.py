@@ -16,9 +16,9 @@ from matplotlib.patches import Patch
 from dwa_core import data, presets, settings, store, synthesize
 
 PUBLISHED = Path(__file__).parent / "published" / "published_results.csv"
-METHODS = {"random-real": "random real", "sre2l": "SRe2L", "dwa": "DWA"}
+METHODS = {"random-real": "random real", "sre2l": "SRe2L", "dwa": "DWA", "external": "made elsewhere"}
 # Shades that stay apart in black and white, from light to dark.
-COLOURS = {"random-real": "#d9d9d9", "sre2l": "#74a9cf", "dwa": "#034e7b"}
+COLOURS = {"random-real": "#d9d9d9", "sre2l": "#74a9cf", "dwa": "#034e7b", "external": "#ffffff"}
 # Training and test images of each data set in full, to tell when a copy lacks some.
 IMAGES_IN_FULL = {
     "cifar10": (50_000, 10_000),
@@ -54,8 +54,8 @@ def differences(setting: dict) -> dict[str, tuple]:
 
     How often a network is tested counts only where the best of the tests is reported.
     """
-    keys = ("profile", "name", "preset", "dataset", "method", "ipc", "network", "authors")
-    base = settings.resolve({key: setting[key] for key in keys}).model_dump()
+    keys = ("profile", "name", "preset", "dataset", "method", "distilled", "ipc", "network", "authors")
+    base = settings.resolve({key: setting.get(key) for key in keys}).model_dump()
     return {
         f"{stage}.{key}": (value, base[stage][key])
         for stage in ("images", "teacher", "synthesis", "relabel")
@@ -70,7 +70,9 @@ def variant(setting: dict, usual_epochs: int) -> str:
 
     What all teachers of a profile have in common, such as fewer epochs than the preset, is told in the notes.
     """
-    parts = [] if setting["network"] == setting["student"] else [f"teacher {setting['network']}"]
+    parts = [Path(setting["distilled"]).name] if setting.get("distilled") else []
+    if setting["network"] != setting["student"]:
+        parts.append(f"teacher {setting['network']}")
     if setting["teacher"]["epochs"] != usual_epochs:
         parts.append(f"teacher of {setting['teacher']['epochs']} epochs")
     parts += [
@@ -299,7 +301,7 @@ def distilled_once(records: list[dict]) -> list[dict]:
     once = {record["distilled"]["artifact"]: record for record in reversed(records)}
     chosen = []
     for name, record in once.items():
-        if record["setting"]["method"] == "random-real":
+        if record["setting"]["method"] in ("random-real", "external"):
             continue
         if store.find("distilled", name) is None:
             print(f"{name} is not on this machine, so it is not drawn")

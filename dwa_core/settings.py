@@ -114,7 +114,8 @@ class Setting(Strict):
     name: Name
     preset: str
     dataset: Name
-    method: Literal["random-real", "sre2l", "dwa"]
+    method: Literal["random-real", "sre2l", "dwa", "external"]
+    distilled: str | None = None  # for `external`: the folder of a distilled set made elsewhere
     ipc: Count
     network: str
     student: str
@@ -216,6 +217,11 @@ def check_values(setting: Setting) -> None:
     """What the types of the fields cannot say."""
     if len(set(setting.seeds)) != len(setting.seeds):
         raise InputError(f"seeds: {setting.seeds} is not allowed; each seed may stand there once")
+    if (setting.method == "external") != (setting.distilled is not None):
+        raise InputError(
+            f"distilled: {shown(setting.distilled)} is not allowed with method {setting.method}; the folder of a "
+            "distilled set made elsewhere and the method external need each other"
+        )
     low, high = setting.synthesis.roll
     if low > high:
         raise InputError(f"synthesis.roll: {[low, high]} is not allowed; the first must not exceed the second")

@@ -196,13 +196,13 @@ def publish(profile: str) -> None:
     """Copies the artifacts that the records of `profile` stand on to results/artifacts/, and says so of each.
 
     Sets of real images are left out: they are drawn anew from the data set in a moment, and the data
-    set is not ours to pass on.
+    set is not ours to pass on; nor is what others distilled.
     """
     wanted = {}
     for path in sorted((root() / "results" / profile).glob("*-seed*.json")):
         record = read_json(path)
         wanted["teachers", record["teacher"]["artifact"]] = path.name
-        if record["setting"]["method"] != "random-real":
+        if record["setting"]["method"] not in ("random-real", "external"):
             wanted["distilled", record["distilled"]["artifact"]] = path.name
     if not wanted:
         print(f"{profile}: no records, so nothing to copy")

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
-from dwa_core import augment, models, store
+from dwa_core import augment, external, models, settings, store
 from dwa_core.adjust import adjust_weights
 from dwa_core.augment import DIRECTION, INITIAL_NOISE, View
 from dwa_core.data import ImageData, Resident, draw_real
@@ -240,9 +240,10 @@ class DistilledSet:
 def synthesize_or_load(setting: Setting, data: ImageData, teacher: Teacher, device: torch.device) -> DistilledSet:
     """The distilled set of `setting`: the stored one, or one made and stored now.
 
-    "random-real" takes the real images from which synthesis with the same seed would start, as they are.
+    "random-real" takes the real images from which synthesis with the same seed would start, as they are;
+    "external" takes those of the folder `setting.distilled`.
     """
-    stage = setting.synthesis
+    stage, pictures = setting.synthesis, None
     described = {
         "method": setting.method,
         "ipc": setting.ipc,
@@ -251,6 +252,10 @@ def synthesize_or_load(setting: Setting, data: ImageData, teacher: Teacher, devi
     }
     if setting.method == "random-real":
         described |= {"seed": stage.seed, "storage": stage.storage}
+    elif setting.method == "external":
+        path = settings.root() / setting.distilled  # as it is, if absolute
+        pictures = external.read_external(path, data.name, data.classes, setting.ipc, setting.images.side)
+        described |= {"images": store.fingerprint({"images": pictures})}
     else:
         described |= {
             "mean": setting.images.mean,
@@ -262,20 +267,29 @@ def synthesize_or_load(setting: Setting, data: ImageData, teacher: Teacher, devi
     name = f"{setting.dataset}-{setting.method}-ipc{setting.ipc}-{store.digest(described)}"
     with store.lock("distilled", name):
         if store.find("distilled", name) is None:
-            synthesize_and_store(setting, data, teacher, device, name, described)
+            synthesize_and_store(setting, data, teacher, device, name, described, pictures)
     return read_parquet(store.find("distilled", name))
 
 
 def synthesize_and_store(
-    setting: Setting, data: ImageData, teacher: Teacher, device: torch.device, name: str, described: dict
+    setting: Setting,
+    data: ImageData,
+    teacher: Teacher,
+    device: torch.device,
+    name: str,
+    described: dict,
+    pictures: torch.Tensor | None,
 ) -> None:
-    """Makes the distilled set, or draws real images, and stores it as the artifact `name` with its record."""
-    stage = setting.synthesis
+    """Makes the distilled set, or draws real images, and stores it as the artifact `name` with its record.
+
+    `pictures`: what was made elsewhere is only stored.
+    """
+    stage, losses = setting.synthesis, []
     checkpoint = store.Checkpoint(name)
     if setting.method == "random-real":
         chosen = draw_real(data.train, len(data.classes), setting.ipc, stage.seed)
-        pictures, losses = data.train.pictures(chosen.flatten()).cpu(), []
-    else:
+        pictures = data.train.pictures(chosen.flatten()).cpu()
+    elif setting.method != "external":
         pictures, losses = synthesize(setting, data, teacher.network, device, checkpoint)
     with store.new_artifact("distilled", name) as folder:
         write_parquet(pictures, data.classes, folder / PARQUET, stage.storage)
@@ -315,15 +329,6 @@ def read_parquet(folder: Path) -> DistilledSet:
     )
 
 
-def export_image_folder(distilled: DistilledSet, target: Path) -> None:
-    """Writes the set as target/CLASS/IPC_INDEX.png, which torchvision's ImageFolder reads."""
-    rows = zip(distilled.images_uint8.numpy(), distilled.labels.tolist(), distilled.ipc_index.tolist(), strict=True)
-    for picture, label, index in rows:
-        folder = target / distilled.classes[label]
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(folder / f"{index:05d}.png")
-
-
 def dataset_card(setting: Setting, name: str) -> str:
     """The README.md that the Hugging Face hub shows for a data set, and reads its files from."""
     return f"""---
@@ -337,7 +342,8 @@ configs:
 
 {setting.ipc} images per class, made from the training part of {setting.dataset} by the method {setting.method}
 (Diversity-Driven Synthesis, NeurIPS 2024). Columns: `image`, `label`, `ipc_index`. The settings in full, the
-teacher and the checksums stand in `record.json`. The terms of the source data set apply.
+teacher and the checksums stand in `record.json`. The terms of the source data set apply. `make share` writes a card
+with accuracies.
 
 ```python
 import datasets

@@ -46,7 +46,7 @@ def train_or_load(setting: Setting, data: ImageData, device: torch.device) -> Te
         if store.find("teachers", name) is None:
             train_and_store(setting, data, device, name, described)
     folder = store.find("teachers", name)
-    return Teacher(name, loaded(setting, data, device, folder), store.read_json(folder / "record.json"))
+    return Teacher(name, loaded(setting, len(data.classes), device, folder), store.read_json(folder / "record.json"))
 
 
 def train_and_store(setting: Setting, data: ImageData, device: torch.device, name: str, described: dict) -> None:
@@ -77,7 +77,7 @@ def train_and_store(setting: Setting, data: ImageData, device: torch.device, nam
         )
     with store.new_artifact("teachers", name) as folder:
         save_file(as_stored(network), folder / "model.safetensors")
-        top1, top5 = accuracy(loaded(setting, data, device, folder), test_batches(), device, precision)
+        top1, top5 = accuracy(loaded(setting, len(data.classes), device, folder), test_batches(), device, precision)
         tested = {"accuracy": {"top1": top1, "top5": top5}, "curve": curve}
         store.finish(folder, described, checkpoint, device, precision, **tested)
     checkpoint.remove()
@@ -97,9 +97,9 @@ def as_stored(network: nn.Module) -> dict[str, torch.Tensor]:
     }
 
 
-def loaded(setting: Setting, data: ImageData, device: torch.device, folder: Path) -> nn.Module:
+def loaded(setting: Setting, classes: int, device: torch.device, folder: Path) -> nn.Module:
     """The stored teacher in `folder`, in fp32 on `device`, in eval mode and without gradients."""
-    network = models.build(setting.network, len(data.classes), setting.stem, setting.images.side, seed=0)
+    network = models.build(setting.network, classes, setting.stem, setting.images.side, seed=0)
     state = load_file(folder / "model.safetensors")
     network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
     return models.on_device(network, device).eval().requires_grad_(False)
