@@ -19,7 +19,7 @@ TABLES := results/$(PROFILE)/table_01.md
 FIGURES := $(addprefix figures/$(PROFILE)/,accuracy.svg losses.svg gallery.svg)
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce test lab environment publish share clean distclean
+.PHONY: help reproduce test lab environment publish distill share clean distclean
 .DELETE_ON_ERROR:
 
 help: ## list these targets
@@ -45,6 +45,12 @@ environment: $(ENVIRONMENT) ## install what the others need into .venv
 
 publish: $(ENVIRONMENT) ## copy the artifacts that PROFILE's records stand on to results/artifacts/, to be committed
 	$(VENV)/bin/python -m dwa_core.store $(PROFILE)
+
+# DATA: a folder of images; NETWORK, IPC; WITH="teacher.epochs=30 seed=1": what differs from the recipe.
+NETWORK ?= resnet18
+IPC ?= 10
+distill: $(ENVIRONMENT) ## teacher, distilled set and student for your own images: DATA=folder NETWORK=resnet18 IPC=10
+	@$(VENV)/bin/python notebooks/distill.py $(DATA) --network $(NETWORK) --ipc $(IPC) $(WITH)
 
 # A set of the name SET (under artifacts/distilled/) in the format of other tools.
 FORMAT ?= imagefolder

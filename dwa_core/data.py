@@ -28,6 +28,7 @@ HUB = {
     "imagenet-1k": "ILSVRC/imagenet-1k",
 }
 RESIDENT_SIDE = 64
+TEST_SHARE = 0.2  # of the images of a folder without a test part
 TEST_BATCH = 1000
 STREAMED_TEST_BATCH = 256
 
@@ -96,8 +97,11 @@ def first_line(error: Exception) -> str:
 def open_folder(name: str, folder: Path) -> tuple[dict[str, datasets.Dataset], list]:
     """Parquet files train-* and test-* (or valid*), or ImageFolder trees train/ and test/ (or val/).
 
-    Where there are both, validation is what is tested on, as on the hub's ImageNet-1K.
+    Where there are both, validation is what is tested on, as on the hub's ImageNet-1K. Of a plain tree CLASS/IMAGE,
+    every fifth image of each class, drawn by seed 0, is the test part.
     """
+    if folder_is_plain(folder):
+        return split_tree(name, folder)
     beginnings = {"train": ["train"], "test": ["val", "test"]}
     parts, source = {}, []
     for part, prefixes in beginnings.items():
@@ -131,6 +135,30 @@ def open_folder(name: str, folder: Path) -> tuple[dict[str, datasets.Dataset], l
         where = f"{odd[0]!r} is in the {'train' if odd[0] in names['train'] else 'test'} part alone" if odd else "order"
         raise InputError(f"dataset: {folder}: train and test part do not have the same classes: {where}")
     return parts, source
+
+
+def folder_is_plain(folder: Path) -> bool:
+    """Whether it holds class folders with images rather than parts of a data set."""
+    inside = [path for path in folder.iterdir() if path.name[0] != "."]
+    parts = [path for path in inside if path.name.startswith(("train", "val", "test"))]
+    return any(path.is_dir() for path in inside) and not parts
+
+
+def split_tree(name: str, folder: Path) -> tuple[dict[str, datasets.Dataset], list]:
+    """The two parts of a plain tree, and what tells it from any other.
+
+    Raises:
+        InputError: there are no images, or too few to leave every class one of each part.
+    """
+    whole = open_tree(folder)
+    try:
+        split = whole.train_test_split(test_size=TEST_SHARE, stratify_by_column="label", seed=0)
+    except ValueError as error:
+        raise InputError(f"dataset: {name}: no test part can be split off; {first_line(error)}") from None
+    print(f"{name}: no test part, so {len(split['test'])} of the {len(whole)} images are kept for testing")
+    files = [Path(image["path"]) for image in whole.cast_column("image", datasets.Image(decode=False))["image"]]
+    source = [(str(file.relative_to(folder)), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return {"train": split["train"], "test": split["test"]}, source
 
 
 def open_tree(tree: Path) -> datasets.Dataset:

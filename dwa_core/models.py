@@ -3,9 +3,12 @@
 import copy
 import platform
 import re
+from pathlib import Path
 
 import torch
 import torchvision
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 
 from dwa_core.settings import InputError
@@ -52,18 +55,19 @@ NETWORKS = [
 
 def check_name(key: str, name: str) -> None:
     """Raises InputError if no network is called `name`; `key` is the setting to blame."""
-    if not any(re.fullmatch(pattern, name) for pattern, _, _ in NETWORKS) or name == "convnet-0":
+    ours = any(re.fullmatch(pattern, name) for pattern, _, _ in NETWORKS) and name != "convnet-0"
+    if not ours and library_of(name) is None:
         known = ", ".join(names for _, names, _ in NETWORKS)
-        raise InputError(f"{key}: {name!r} is not a network; allowed: {known}")
+        raise InputError(f"{key}: {name!r} is not a network; allowed: {known}, and what torchvision and timm have")
 
 
 def build(name: str, classes: int, stem: str, side: int, seed: int) -> nn.Module:
     """The network `name` with weights drawn by `seed`, on the CPU.
 
     Args:
-        name: as in NETWORKS, for example "convnet-128" or "resnet18".
+        name: as in NETWORKS, for example "convnet-128" or "resnet18", or of a network of torchvision or timm.
         classes: outputs of the last layer.
-        stem: "small" (3x3 stride 1, no max-pool) or "torchvision"; ConvNets have only one.
+        stem: "small" (3x3 stride 1, no max-pool) or "torchvision"; ConvNets, and networks not in NETWORKS, have one.
         side: of the images, pixels.
 
     Raises:
@@ -75,6 +79,56 @@ def build(name: str, classes: int, stem: str, side: int, seed: int) -> nn.Module
         for pattern, _, builder in NETWORKS:
             if re.fullmatch(pattern, name):
                 return builder(name, classes, stem, side)
+        return library_network(name, classes)
+
+
+def library_of(name: str) -> str | None:
+    """ "torchvision" or "timm", where one of them has a classifier called `name`; torchvision is asked first."""
+    if name in torchvision.models.list_models(module=torchvision.models):
+        return "torchvision"
+    import timm  # a second or two, for those alone who ask for its networks
+
+    return "timm" if timm.is_model(name) else None
+
+
+def library_network(name: str, classes: int) -> nn.Module:
+    """torchvision's or timm's network as it is, without pretrained weights; it has only its own stem."""
+    if library_of(name) == "torchvision":
+        # Without the second output that these two train with, they are classifiers as any other.
+        single = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
+        return torchvision.models.get_model(name, weights=None, num_classes=classes, **single)
+    import timm
+
+    return timm.create_model(name, pretrained=False, num_classes=classes)
+
+
+def check_batchnorm(name: str, stem: str, side: int) -> None:
+    """Raises InputError if the network has no BatchNorm2d layer, whose statistics the synthesis needs."""
+    network = build(name, 2, stem, side, seed=0)
+    if not any(isinstance(layer, nn.BatchNorm2d) for layer in network.modules()):
+        raise InputError(f"network: {name!r} has no BatchNorm2d layers, so nothing can be distilled from it")
+
+
+def with_own_weights(network: nn.Module, path: Path) -> nn.Module:
+    """`network` with the state dict of a safetensors file, of any float type.
+
+    Raises:
+        InputError: the file cannot be read, or holds another network's weights.
+    """
+    try:
+        state = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"teacher.weights: {path} cannot be read; {error}") from None
+    state = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
+    own = network.state_dict()
+    for name in [*own, *state]:
+        if name.endswith("num_batches_tracked"):  # counts nothing that is used, and is often left out
+            continue
+        if name not in own or name not in state or own[name].shape != state[name].shape:
+            shapes = [tuple(found[name].shape) if name in found else "none" for found in (state, own)]
+            raise InputError(f"teacher.weights: {path} does not fit: {name} is {shapes[0]}, expected {shapes[1]}")
+    network.load_state_dict(state, strict=False)
+    return network
 
 
 def published(name: str, weights: str, classes: int) -> nn.Module:

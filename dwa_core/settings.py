@@ -72,7 +72,7 @@ class TeacherStage(Training):
     """The teacher's training, or the published weights that stand in for it."""
 
     seed: Seed = 0
-    # A torchvision weights name, such as IMAGENET1K_V1, instead of training.
+    # Instead of training: a torchvision weights name, such as IMAGENET1K_V1, or a file of one's own, *.safetensors.
     weights: str | None = None
 
 
@@ -232,7 +232,8 @@ def check_values(setting: Setting) -> None:
                 f"{stage}.warmup_epochs: {training.warmup_epochs} is not allowed; "
                 f"must be below {stage}.epochs, {training.epochs}"
             )
-    if setting.teacher.weights is not None and setting.stem != "torchvision":
+    weights = setting.teacher.weights
+    if weights is not None and not weights.endswith(".safetensors") and setting.stem != "torchvision":
         raise InputError(f"stem: {setting.stem!r} is not allowed with teacher.weights; allowed: torchvision")
     folder = os.environ.get("DWA_DATA")
     if folder and not Path(folder).is_dir():
@@ -254,6 +255,8 @@ def from_notebook(variables: dict) -> Setting:
     setting = resolve({key: variables[key] for key in known if key in variables})
     for key in ("network", "student"):
         models.check_name(key, getattr(setting, key))
+    if setting.method in ("sre2l", "dwa"):
+        models.check_batchnorm(setting.network, setting.stem, setting.images.side)
     return setting
 
 

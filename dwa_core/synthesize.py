@@ -45,7 +45,8 @@ class NormaliseWithStatistics(torch.autograd.Function):
         idle = torch.zeros_like(scale), torch.zeros_like(scale)
         mean, variance = torch.batch_norm_update_stats(x, *idle, momentum=0.0)
         ctx.save_for_backward(x, scale, mean)
-        return layer(x), mean, variance
+        # Without the activation that timm's BatchNorm layers end with.
+        return nn.BatchNorm2d.forward(layer, x), mean, variance
 
     @staticmethod
     def backward(ctx, d_output, d_mean, d_variance):
@@ -71,10 +72,12 @@ class MatchedBatchNorm(nn.Module):
         with torch.no_grad():
             self.scale = layer.weight / (layer.running_var + layer.eps).sqrt()
         self.mean = self.variance = None
+        # timm's BatchNorm2d layers go on with a dropout and an activation of their own.
+        self.rest = nn.Sequential(layer.drop, layer.act) if hasattr(layer, "act") else nn.Identity()
 
     def forward(self, x):
         y, self.mean, self.variance = NormaliseWithStatistics.apply(x, self.layer, self.scale)
-        return y
+        return self.rest(y)
 
 
 def match_statistics(network: nn.Module) -> list[MatchedBatchNorm]:

@@ -1,5 +1,6 @@
 """The teacher (SRe2L's squeeze stage), and the training loop that students share."""
 
+import hashlib
 import math
 import sys
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from tqdm import tqdm
 from dwa_core import models, store
 from dwa_core.augment import TEACHER
 from dwa_core.data import ImageData
-from dwa_core.settings import Setting, Training, changed
+from dwa_core.settings import InputError, Setting, Training, changed, root
 
 
 @dataclass(frozen=True)
@@ -32,21 +33,41 @@ def train_or_load(setting: Setting, data: ImageData, device: torch.device) -> Te
 
     Weights are stored in fp16, BatchNorm in fp32; the accuracy in the record is that of the stored weights.
     """
-    stage = setting.teacher
-    described = {
-        "network": setting.network,
-        "stem": setting.stem,
-        "images": {key: getattr(setting.images, key) for key in ("side", "mean", "std")},
-        "stage": changed(stage),
-        "precision": setting.precision,
-        "data": data.fingerprint,
-    }
+    described = determined_by(setting, data.fingerprint)
     name = f"{setting.dataset}-{setting.network}-{store.digest(described)}"
     with store.lock("teachers", name):
         if store.find("teachers", name) is None:
             train_and_store(setting, data, device, name, described)
     folder = store.find("teachers", name)
     return Teacher(name, loaded(setting, len(data.classes), device, folder), store.read_json(folder / "record.json"))
+
+
+def determined_by(setting: Setting, fingerprint: str) -> dict:
+    """All that determines a teacher; `fingerprint` is that of the data.
+
+    Raises:
+        InputError: a file of weights cannot be read.
+    """
+    stage = changed(setting.teacher)
+    if (path := weights_file(setting)) is not None:
+        try:
+            stage["weights"] = hashlib.sha256(path.read_bytes()).hexdigest()
+        except OSError as error:
+            raise InputError(f"teacher.weights: {path} cannot be read; {error.strerror}") from None
+    return {
+        "network": setting.network,
+        "stem": setting.stem,
+        "images": {key: getattr(setting.images, key) for key in ("side", "mean", "std")},
+        "stage": stage,
+        "precision": setting.precision,
+        "data": fingerprint,
+    }
+
+
+def weights_file(setting: Setting) -> Path | None:
+    """The file of the user's own weights, or None where the teacher is trained or its weights are published."""
+    weights = setting.teacher.weights
+    return root() / weights if weights is not None and weights.endswith(".safetensors") else None
 
 
 def train_and_store(setting: Setting, data: ImageData, device: torch.device, name: str, described: dict) -> None:
@@ -58,7 +79,10 @@ def train_and_store(setting: Setting, data: ImageData, device: torch.device, nam
     def test_batches():
         return data.test.test_batches(images.mean, images.std)
 
-    if stage.weights is not None:
+    if (path := weights_file(setting)) is not None:
+        network = models.build(setting.network, len(data.classes), setting.stem, images.side, stage.seed)
+        network, curve = models.on_device(models.with_own_weights(network, path), device), []
+    elif stage.weights is not None:
         network = models.on_device(models.published(setting.network, stage.weights, len(data.classes)), device)
         curve = []
     else:

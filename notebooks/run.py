@@ -28,6 +28,7 @@ KERNEL_ENVIRONMENT = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": "10000000000",
 }
+OWN_PROFILE = ("walkthrough", "your_own_data")  # notebooks that bring their settings themselves
 received_signal = None
 
 
@@ -40,7 +41,7 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         if arguments.path.suffix == ".ipynb":
-            if arguments.path.name != "walkthrough.ipynb":
+            if arguments.path.stem not in OWN_PROFILE:
                 settings.check_profile(arguments.profile)
             return run(arguments.path, arguments.profile, arguments.path.stem, {"profile": arguments.profile})
         parameters = {**settings.read(arguments.path), "seed": arguments.seed}

@@ -308,6 +308,8 @@ def test_ddranking_scores_the_exported_set(kind, shared_set, digits, tmp_path, m
         "_get_random_data_helper",
         lambda self, eval_iter: (None, real[5].tensors[0][:20], real[5].tensors[1][:20]),
     )
+    # Version 0.2.0 counts one of its scores twice, and then cannot write its table.
+    monkeypatch.setattr(hard_label, "save_results", lambda *_: None)
     monkeypatch.setitem(hard_label.REAL_DATA_ACC_CACHE, "CIFAR10-ConvNet-3", 95.0)
     seen = transforms.Compose([transforms.ToTensor(), transforms.Normalize(mean, std)])
     scorer = hard_label.LabelRobustScoreHard(
