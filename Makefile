@@ -19,7 +19,7 @@ TABLES := results/$(PROFILE)/table_01.md
 FIGURES := $(addprefix figures/$(PROFILE)/,accuracy.svg losses.svg gallery.svg)
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce test lab environment publish distill share clean distclean
+.PHONY: help reproduce test lab environment status publish distill share clean distclean
 .DELETE_ON_ERROR:
 
 help: ## list these targets
@@ -27,11 +27,18 @@ help: ## list these targets
 	@echo "  make results/PROFILE/SETTING.json   run one setting, all its seeds"
 	@echo "PROFILE=demo (digits, minutes), lite (CIFAR-10 on a CPU, hours) or paper (GPU); now $(PROFILE)"
 
+# With ENGINE=ray the records are made by Ray first, and what follows finds them there.
+ifeq ($(ENGINE),ray)
+reproduce: $(ENVIRONMENT)
+	$(VENV)/bin/python notebooks/fleet.py settings/$(PROFILE) $(FLEET)
+	@$(MAKE) --no-print-directory reproduce ENGINE=
+else
 reproduce: $(TABLES) $(FIGURES) ## every record, table and figure of PROFILE, as far as it is not there yet
 	@cat results/$(PROFILE)/table_01.md
 	@echo
 	@echo "Tables:  $(TABLES) and .csv"
 	@echo "Figures: $(FIGURES) and .png"
+endif
 
 test: $(ENVIRONMENT) ## the tests, and ruff's checks of code and notebooks
 	$(VENV)/bin/ruff check .
@@ -45,6 +52,9 @@ environment: $(ENVIRONMENT) ## install what the others need into .venv
 
 publish: $(ENVIRONMENT) ## copy the artifacts that PROFILE's records stand on to results/artifacts/, to be committed
 	$(VENV)/bin/python -m dwa_core.store $(PROFILE)
+
+status: $(ENVIRONMENT) ## which settings of PROFILE are done, running, failed or waiting, with their last lines
+	@$(VENV)/bin/python -m dwa_core.status $(PROFILE)
 
 # DATA: a folder of images; NETWORK, IPC; WITH="teacher.epochs=30 seed=1": what differs from the recipe.
 NETWORK ?= resnet18

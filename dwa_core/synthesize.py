@@ -15,7 +15,7 @@ from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
-from dwa_core import augment, external, models, settings, store
+from dwa_core import augment, external, models, settings, store, watch
 from dwa_core.adjust import adjust_weights
 from dwa_core.augment import DIRECTION, INITIAL_NOISE, View
 from dwa_core.data import ImageData, Resident, draw_real
@@ -161,13 +161,22 @@ def optimise_images(
 
 
 def synthesize(
-    setting: Setting, data: ImageData, teacher: nn.Module, device: torch.device, checkpoint: store.Checkpoint
+    setting: Setting,
+    data: ImageData,
+    teacher: nn.Module,
+    device: torch.device,
+    checkpoint: store.Checkpoint,
+    indices: range | None = None,
 ) -> tuple[torch.Tensor, list]:
     """All images of a distilled set, one ipc index after the other, from the checkpoint where there is one.
 
-    Returns: bytes (ipc * classes, side, side, 3), ordered by ipc index and then class, and the losses of the
-        first class batch of ipc index 0, a list of [cross-entropy, BatchNorm terms, total, learning rate].
+    Args:
+        indices: the ipc indices to be made, where not all of them.
+
+    Returns: bytes (indices * classes, side, side, 3), ordered by ipc index and then class, and the losses of the
+        first class batch, a list of [cross-entropy, BatchNorm terms, total, learning rate].
     """
+    indices = indices or range(setting.ipc)
     stage, images = setting.synthesis, setting.images
     std = images.std_after_teacher or images.std
     classes, side = len(data.classes), images.side
@@ -177,9 +186,9 @@ def synthesize(
     if (found := checkpoint.load(device)) is not None:
         done, losses_of_first = found[0]["done"].cpu(), found[1]["losses"]
     chosen = draw_real(data.train, classes, setting.ipc, stage.seed) if stage.initial == "real" else None
-    first = len(done) // classes
+    finished = len(done) // classes
     progress = tqdm(
-        range(first, setting.ipc), desc="synthesis", unit="ipc", initial=first, total=setting.ipc, file=sys.stdout
+        indices[finished:], desc="synthesis", unit="ipc", initial=finished, total=len(indices), file=sys.stdout
     )
     for index in progress:
         network = models.frozen_copy(teacher)
@@ -211,12 +220,15 @@ def synthesize(
                 twin, initial, labels, views, stage, images.mean, std, precision, image_gradient
             )
             made.append(augment.denormalise_to_uint8(result, images.mean, std, rounded=stage.storage == "png").cpu())
+            if start == 0:
+                first_losses = losses
             if not losses_of_first:
                 losses_of_first = losses.tolist()
             if stage.weights_between_class_batches == "restored":
                 network = models.frozen_copy(teacher)
         done = torch.cat([done, *made])
-        if checkpoint.due() and index + 1 < setting.ipc:
+        watch.synthesised(checkpoint.path.stem, index, first_losses, done[-classes:])
+        if checkpoint.due() and index != indices[-1]:
             checkpoint.save({"done": done}, {"losses": losses_of_first})
     return done, losses_of_first
 
@@ -246,6 +258,15 @@ def synthesize_or_load(setting: Setting, data: ImageData, teacher: Teacher, devi
     "random-real" takes the real images from which synthesis with the same seed would start, as they are;
     "external" takes those of the folder `setting.distilled`.
     """
+    name, described, pictures = named(setting, data, teacher)
+    with store.lock("distilled", name):
+        if store.find("distilled", name) is None:
+            synthesize_and_store(setting, data, teacher, device, name, described, pictures)
+    return read_parquet(store.find("distilled", name))
+
+
+def named(setting: Setting, data: ImageData, teacher: Teacher) -> tuple[str, dict, torch.Tensor | None]:
+    """The name of the distilled set of `setting`, what determines it, and its images where they are made elsewhere."""
     stage, pictures = setting.synthesis, None
     described = {
         "method": setting.method,
@@ -267,11 +288,37 @@ def synthesize_or_load(setting: Setting, data: ImageData, teacher: Teacher, devi
             "precision": setting.precision,
             "teacher": teacher.artifact,
         }
-    name = f"{setting.dataset}-{setting.method}-ipc{setting.ipc}-{store.digest(described)}"
-    with store.lock("distilled", name):
-        if store.find("distilled", name) is None:
-            synthesize_and_store(setting, data, teacher, device, name, described, pictures)
-    return read_parquet(store.find("distilled", name))
+    return f"{setting.dataset}-{setting.method}-ipc{setting.ipc}-{store.digest(described)}", described, pictures
+
+
+def synthesize_part(setting: Setting, data: ImageData, teacher: Teacher, device: torch.device, indices: range) -> None:
+    """Makes the ipc indices `indices` of a set and leaves them as a checkpoint, for `synthesize_or_load` to join.
+
+    Each ipc index starts from the teacher's own weights, so parts can be made side by side on several machines.
+    """
+    name, _, _ = named(setting, data, teacher)
+    if store.find("distilled", name) is None:
+        checkpoint = store.Checkpoint(f"{name}.part-{indices.start:05d}-{indices.stop:05d}")
+        made, losses = synthesize(setting, data, teacher.network, device, checkpoint, indices)
+        checkpoint.save({"done": made}, {"losses": losses})
+
+
+def join_parts(name: str, classes: int, checkpoint: store.Checkpoint) -> list[store.Checkpoint]:
+    """Makes `checkpoint` of the finished parts of the set `name` from ipc index 0 on; returns the parts."""
+    parts, done, losses, seconds = [], [], [], 0.0
+    for path in sorted(checkpoint.path.parent.glob(f"{name}.part-*.safetensors")):
+        part = store.Checkpoint(path.stem)
+        tensors, state = part.load(torch.device("cpu"))
+        first, last = (int(bound) for bound in path.stem.split("-")[-2:])
+        parts.append(part)
+        if first * classes == sum(map(len, done)) and len(tensors["done"]) == (last - first) * classes:
+            done.append(tensors["done"])
+            losses = losses or state["losses"]
+            seconds += part.earlier
+    if done:
+        checkpoint.earlier = seconds
+        checkpoint.save({"done": torch.cat(done)}, {"losses": losses})
+    return parts
 
 
 def synthesize_and_store(
@@ -289,6 +336,7 @@ def synthesize_and_store(
     """
     stage, losses = setting.synthesis, []
     checkpoint = store.Checkpoint(name)
+    parts = join_parts(name, len(data.classes), checkpoint)
     if setting.method == "random-real":
         chosen = draw_real(data.train, len(data.classes), setting.ipc, stage.seed)
         pictures = data.train.pictures(chosen.flatten()).cpu()
@@ -299,7 +347,8 @@ def synthesize_and_store(
         (folder / "README.md").write_text(dataset_card(setting, name))
         precision = models.choose_precision(setting.precision, device)
         store.finish(folder, described, checkpoint, device, precision, losses_first_batch=losses)
-    checkpoint.remove()
+    for unfinished in (checkpoint, *parts):
+        unfinished.remove()
 
 
 def write_parquet(pictures: torch.Tensor, classes: list[str], path: Path, storage: str) -> None:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm import tqdm
 
-from dwa_core import models, store
+from dwa_core import models, store, watch
 from dwa_core.augment import TEACHER
 from dwa_core.data import ImageData
 from dwa_core.settings import InputError, Setting, Training, changed, root
@@ -206,6 +206,7 @@ def fit(
         if (epoch + 1) % stage.test_every == 0 or epoch + 1 == stage.epochs:
             entry["top1"], entry["top5"] = accuracy(network, test_batches(), device, precision)
         curve.append(entry)
+        watch.epoch(checkpoint.path.stem, entry)
         progress.set_postfix(loss=f"{entry['loss']:.3g}", refresh=False)
         if checkpoint.due() and epoch + 1 < stage.epochs:
             checkpoint.save(packed(network, optimizer), {"curve": curve})

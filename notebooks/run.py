@@ -19,6 +19,7 @@ from papermill import execute_notebook
 from papermill.exceptions import PapermillExecutionError
 
 from dwa_core import settings
+from dwa_core.status import execution_lock
 
 NOTEBOOKS = Path(__file__).parent
 KERNEL_ENVIRONMENT = {
@@ -83,17 +84,18 @@ def run(notebook: Path, profile: str, name: str, parameters: dict) -> int:
         signal.signal(number, stop)
     print(f"=== {profile}: {name} ({notebook.name})", flush=True)
     try:
-        execute_notebook(
-            str(notebook),
-            str(executed),
-            parameters=parameters,
-            kernel_name="python3",
-            progress_bar=False,
-            stdout_file=sys.stdout,
-            stderr_file=sys.stderr,
-            # Errors of cells come back through papermill; the kernel's own log would add that it was shut down.
-            extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
-        )
+        with execution_lock(executed):
+            execute_notebook(
+                str(notebook),
+                str(executed),
+                parameters=parameters,
+                kernel_name="python3",
+                progress_bar=False,
+                stdout_file=sys.stdout,
+                stderr_file=sys.stderr,
+                # Errors of cells come back through papermill; the kernel's own log would add that it was shut down.
+                extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
+            )
     except PapermillExecutionError as error:
         signal.setitimer(signal.ITIMER_REAL, 0)
         if os.environ.get("DWA_DEBUG") == "1":
