@@ -1,7 +1,7 @@
 """Real images: digits, CIFAR, Tiny-ImageNet, ImageNet-1K, or one's own folder, all through Hugging Face `datasets`.
 
-Up to 64 px the whole set is decoded once, kept as bytes on the device and augmented there in batches;
-larger images stream through DataLoader workers.
+Up to 64 px the whole set is decoded once, kept as bytes in the memory of the device or else of the host, and augmented
+on the device in batches; larger images, and sets larger than the memory, stream through DataLoader workers.
 """
 
 import hashlib
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import psutil
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -19,7 +20,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from dwa_core import augment, store
-from dwa_core.settings import Images, InputError, Training
+from dwa_core.settings import Images, InputError, Training, root
 
 HUB = {
     "cifar10": "uoft-cs/cifar10",
@@ -28,6 +29,7 @@ HUB = {
     "imagenet-1k": "ILSVRC/imagenet-1k",
 }
 RESIDENT_SIDE = 64
+MEMORY_SHARE = 0.5  # of what is free, that decoded images may take
 TEST_SHARE = 0.2  # of the images of a folder without a test part
 TEST_BATCH = 1000
 STREAMED_TEST_BATCH = 256
@@ -57,12 +59,34 @@ def load(name: str, images: Images, device: torch.device, ipc: int = 1) -> Image
     classes = parts["train"].features["label"].names
     for part, dataset in parts.items():
         check_labels(name, part, torch.tensor(dataset["label"][:]), classes, ipc)
-    if images.side > RESIDENT_SIDE:
+    size = sum(map(len, parts.values())) * images.side**2 * 3
+    place = "files" if images.side > RESIDENT_SIDE else place_for(size, device)
+    told = {"files": "left in their files", "host": "in host memory", "device": f"on {device}"}[place]
+    print(f"{name}: {size / 1e6:,.1f} MB decoded at {images.side} px, {told}")
+    if place == "files":
         splits = {part: Streamed(dataset, images.side) for part, dataset in parts.items()}
         return ImageData(name, classes, splits["train"], splits["test"], store.digest(source, images.side))
     tensors, content = decoded(name, parts, images.side, source, classes)
-    splits = {part: Resident(tensors[part], tensors[f"{part}_labels"], device) for part in ("train", "test")}
+    splits = {
+        part: Resident(
+            tensors[part], tensors[f"{part}_labels"], device, torch.device("cpu") if place == "host" else device
+        )
+        for part in ("train", "test")
+    }
     return ImageData(name, classes, splits["train"], splits["test"], content)
+
+
+def place_for(size: int, device: torch.device) -> str:
+    """Where `size` bytes of decoded images go: "device", "host" (memory), or "files" where neither has the room.
+
+    Half of what is free is left to the training. Device and host give the same batches to the bit; files larger than
+    the side are cropped at their own resolution, and the same images are then another source of data.
+    """
+    if device.type == "cuda" and size <= torch.cuda.mem_get_info(device)[0] * MEMORY_SHARE:
+        return "device"
+    if size <= psutil.virtual_memory().available * MEMORY_SHARE:
+        return "host" if device.type == "cuda" else "device"
+    return "files"
 
 
 def open_parts(name: str, side: int) -> tuple[dict[str, datasets.Dataset], list]:
@@ -112,7 +136,7 @@ def open_folder(name: str, folder: Path) -> tuple[dict[str, datasets.Dataset], l
             if parquet:
                 files = [str(path) for path in parquet]
                 parts[part] = datasets.load_dataset("parquet", data_files=files, split="train")
-                source += [hashlib.sha256(path.read_bytes()).hexdigest() for path in parquet]
+                source += [checksum(path) for path in parquet]
             elif trees:
                 parts[part] = open_tree(trees[0])
                 source += [
@@ -135,6 +159,23 @@ def open_folder(name: str, folder: Path) -> tuple[dict[str, datasets.Dataset], l
         where = f"{odd[0]!r} is in the {'train' if odd[0] in names['train'] else 'test'} part alone" if odd else "order"
         raise InputError(f"dataset: {folder}: train and test part do not have the same classes: {where}")
     return parts, source
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file, taken once and then remembered as long as its size and time of change stay the same.
+
+    ImageNet-1K's Parquet files are 140 GB, which no start of a run should have to read.
+    """
+    status = path.stat()
+    identity = store.digest(str(path.resolve()), status.st_size, status.st_mtime_ns)
+    remembered = root() / "artifacts" / "data" / "checksums" / f"{path.stem}-{identity}.json"
+    try:
+        return store.read_json(remembered)["sha256"]
+    except (OSError, ValueError, KeyError):
+        with path.open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        store.write_json(remembered, {"file": str(path), "sha256": found})
+        return found
 
 
 def folder_is_plain(folder: Path) -> bool:
@@ -288,17 +329,19 @@ def draw_real(split: "Resident | Streamed", classes: int, ipc: int, seed: int) -
 
 
 class Resident:
-    """Images kept on the device as bytes (N, H, W, 3), with their labels (N,)."""
+    """Images kept as bytes (N, H, W, 3) on the device, or where `place` says, and their labels (N,) on the device."""
 
-    def __init__(self, images_uint8: torch.Tensor, labels: torch.Tensor, device: torch.device):
-        self.images_uint8, self.labels, self.device = images_uint8.to(device), labels.to(device), device
+    def __init__(
+        self, images_uint8: torch.Tensor, labels: torch.Tensor, device: torch.device, place: torch.device | None = None
+    ):
+        self.images_uint8, self.labels, self.device = images_uint8.to(place or device), labels.to(device), device
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def pictures(self, indices: torch.Tensor) -> torch.Tensor:
         """The images of `indices` as bytes."""
-        return self.images_uint8[indices.to(self.device)]
+        return self.images_uint8[indices.to(self.images_uint8.device)].to(self.device)
 
     def train_batches(self, stage: Training, mean, std, *key: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """One epoch, shuffled: augmented, normalised images (B, 3, H, W) and labels; it depends on `key` alone."""
@@ -307,7 +350,7 @@ class Resident:
         for chosen in order.split(stage.batch_size):
             if len(chosen) == 1 < len(order):
                 continue  # BatchNorm cannot train on one image
-            pixels = self.images_uint8[chosen]
+            pixels = self.pictures(chosen)
             if stage.crop == "padded":
                 images = augment.to_unit_range(augment.padded_crop_and_flip(pixels, stage.crop_padding, random))
             else:
@@ -318,13 +361,13 @@ class Resident:
         """Every image once, in order, normalised."""
         batches = zip(self.images_uint8.split(TEST_BATCH), self.labels.split(TEST_BATCH), strict=True)
         for pixels, labels in batches:
-            yield augment.normalise(augment.to_unit_range(pixels), mean, std), labels
+            yield augment.normalise(augment.to_unit_range(pixels.to(self.device)), mean, std), labels
 
 
 class Streamed:
     """Images left in their files, decoded, cropped and batched by DataLoader workers; batches come as CPU tensors.
 
-    The workers draw the crops, so the same key gives the same batches only with the same number of workers.
+    Each image's crop and flip depend on the epoch's key and on the image, not on the worker that draws them.
     """
 
     def __init__(self, dataset: datasets.Dataset, side: int):
@@ -355,36 +398,47 @@ class Streamed:
             crop = [v2.Resize((self.side, self.side)), v2.RandomCrop(self.side, padding=stage.crop_padding)]
         else:
             crop = [v2.RandomResizedCrop(self.side, augment.CROP_SCALE, augment.CROP_RATIO)]
-        random = augment.device_random(torch.device("cpu"), *key)
-        return self.batches([*crop, v2.RandomHorizontalFlip()], mean, std, stage.batch_size, True, random)
+        return self.batches([*crop, v2.RandomHorizontalFlip()], mean, std, stage.batch_size, key)
 
     def test_batches(self, mean, std) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Every image once: resized so that the short side is 256/224 of the side, then cropped at the centre."""
         crop = [v2.Resize(round(self.side * 256 / 224)), v2.CenterCrop(self.side)]
-        return self.batches(crop, mean, std, STREAMED_TEST_BATCH, False, None)
+        return self.batches(crop, mean, std, STREAMED_TEST_BATCH, None)
 
-    def batches(self, crop: list, mean, std, batch_size: int, training: bool, random: torch.Generator | None):
-        """Normalised batches (B, 3, side, side) on the CPU, each image through `crop`; shuffled if `training`."""
-        transform = v2.Compose([v2.RGB(), *crop, v2.PILToTensor()])
-
-        def transformed(batch):
-            return {"image": [transform(image) for image in batch["image"]], "label": batch["label"]}
-
+    def batches(self, crop: list, mean, std, batch_size: int, key: tuple[int, ...] | None):
+        """Normalised batches (B, 3, side, side) on the CPU, each image through `crop`; shuffled if there is a `key`."""
+        training = key is not None
         loader = DataLoader(
-            self.dataset.with_transform(transformed),
+            Cropped(self.dataset, v2.Compose([v2.RGB(), *crop, v2.PILToTensor()]), key),
             batch_size,
             shuffle=training,
             num_workers=self.workers,
             pin_memory=torch.cuda.is_available(),
             drop_last=training and len(self) % batch_size == 1,
-            generator=random,
+            generator=augment.device_random(torch.device("cpu"), *key) if training else None,
         )
-        for batch in readable(loader):
-            images = batch["image"].float().div_(255).contiguous(memory_format=torch.channels_last)
-            yield augment.normalise(images, mean, std), batch["label"]
+        for images, labels in readable(loader):
+            images = images.float().div_(255).contiguous(memory_format=torch.channels_last)
+            yield augment.normalise(images, mean, std), labels
 
 
-def readable(loader: DataLoader) -> Iterator[dict]:
+class Cropped(torch.utils.data.Dataset):
+    """What a worker makes of an image: bytes (3, side, side) and the label, drawn by `key` and the image's number."""
+
+    def __init__(self, dataset: datasets.Dataset, transform, key: tuple[int, ...] | None):
+        self.dataset, self.transform, self.key = dataset, transform, key
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        row = self.dataset[index]
+        with torch.random.fork_rng(devices=[]):  # torchvision's transforms draw from the global generator
+            torch.manual_seed(augment.key_to_seed(*(self.key or ()), index))
+            return self.transform(row["image"]), row["label"]
+
+
+def readable(loader: DataLoader) -> Iterator[list[torch.Tensor]]:
     """The batches of `loader`, with a worker's traceback over an image that cannot be read put into one line."""
     try:
         yield from loader
