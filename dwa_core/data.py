@@ -335,6 +335,7 @@ class Resident:
         self, images_uint8: torch.Tensor, labels: torch.Tensor, device: torch.device, place: torch.device | None = None
     ):
         self.images_uint8, self.labels, self.device = images_uint8.to(place or device), labels.to(device), device
+        self.share = (0, 1)  # of each training batch: this process's number, and how many share it
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -355,7 +356,11 @@ class Resident:
                 images = augment.to_unit_range(augment.padded_crop_and_flip(pixels, stage.crop_padding, random))
             else:
                 images = augment.resized_crop_and_flip(augment.to_unit_range(pixels), random)
-            yield augment.normalise(images, mean, std), self.labels[chosen]
+            rank, processes = self.share
+            if processes == 1:
+                yield augment.normalise(images, mean, std), self.labels[chosen]
+            elif len(chosen) > processes:  # no process may be left without any
+                yield augment.normalise(images[rank::processes], mean, std), self.labels[chosen[rank::processes]]
 
     def test_batches(self, mean, std) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Every image once, in order, normalised."""
@@ -374,6 +379,7 @@ class Streamed:
         self.dataset, self.side = dataset, side
         self.labels = torch.tensor(dataset["label"][:])
         self.workers = min(16, os.cpu_count() or 1)
+        self.share = (0, 1)  # of each training batch: this process's number, and how many share it
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -407,15 +413,19 @@ class Streamed:
 
     def batches(self, crop: list, mean, std, batch_size: int, key: tuple[int, ...] | None):
         """Normalised batches (B, 3, side, side) on the CPU, each image through `crop`; shuffled if there is a `key`."""
-        training = key is not None
+        order = torch.arange(len(self))
+        if key is not None:
+            order = torch.randperm(len(self), generator=augment.device_random(torch.device("cpu"), *key))
+        chosen = order.split(batch_size)
+        if key is not None:
+            rank, processes = self.share
+            # BatchNorm cannot train on one image, and no process may be left without any.
+            chosen = [batch[rank::processes] for batch in chosen if len(batch) > processes or len(self) == 1]
         loader = DataLoader(
             Cropped(self.dataset, v2.Compose([v2.RGB(), *crop, v2.PILToTensor()]), key),
-            batch_size,
-            shuffle=training,
+            batch_sampler=[batch.tolist() for batch in chosen],
             num_workers=self.workers,
             pin_memory=torch.cuda.is_available(),
-            drop_last=training and len(self) % batch_size == 1,
-            generator=augment.device_random(torch.device("cpu"), *key) if training else None,
         )
         for images, labels in readable(loader):
             images = images.float().div_(255).contiguous(memory_format=torch.channels_last)

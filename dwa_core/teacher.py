@@ -71,10 +71,16 @@ def weights_file(setting: Setting) -> Path | None:
 
 
 def train_and_store(setting: Setting, data: ImageData, device: torch.device, name: str, described: dict) -> None:
-    """Trains the teacher, or takes published weights, and stores it as the artifact `name` with its record."""
+    """Trains the teacher, or takes published weights, and stores it as the artifact `name` with its record.
+
+    Where processes share the batches (`distributed.py`), each trains on its share and the first of them stores.
+    """
     stage, images = setting.teacher, setting.images
     precision = models.choose_precision(setting.precision, device)
     checkpoint = store.Checkpoint(name)
+    rank, processes = data.train.share
+    if rank > 0:
+        checkpoint.save = lambda *_: None
 
     def test_batches():
         return data.test.test_batches(images.mean, images.std)
@@ -88,21 +94,27 @@ def train_and_store(setting: Setting, data: ImageData, device: torch.device, nam
     else:
         network = models.build(setting.network, len(data.classes), setting.stem, images.side, stage.seed)
         network = models.on_device(network, device)
+        # All that fit does to the network itself holds for its wrapper, which only averages the gradients.
+        shared = nn.parallel.DistributedDataParallel(network) if processes > 1 else network
         curve = fit(
             network,
             stage,
             batches=lambda epoch: data.train.train_batches(stage, images.mean, images.std, TEACHER, stage.seed, epoch),
-            batch_loss=lambda epoch: lambda inputs, labels: F.cross_entropy(network(inputs).float(), labels),
+            batch_loss=lambda epoch: lambda inputs, labels: F.cross_entropy(shared(inputs).float(), labels),
             test_batches=test_batches,
             device=device,
             precision=precision,
             checkpoint=checkpoint,
             label="teacher",
         )
+    if rank > 0:
+        return
     with store.new_artifact("teachers", name) as folder:
         save_file(as_stored(network), folder / "model.safetensors")
         top1, top5 = accuracy(loaded(setting, len(data.classes), device, folder), test_batches(), device, precision)
         tested = {"accuracy": {"top1": top1, "top5": top5}, "curve": curve}
+        if processes > 1:
+            tested["processes"] = processes
         store.finish(folder, described, checkpoint, device, precision, **tested)
     checkpoint.remove()
 
