@@ -289,7 +289,8 @@ def accuracy_bars(records: list[dict]) -> Figure:
     axis.set(yticks=list(ticks.values()), yticklabels=list(ticks), xlim=(0, 100), xlabel="test accuracy, %")
     axis.invert_yaxis()
     axis.grid(axis="y", visible=False)
-    handles = [Patch(facecolor=COLOURS[method], edgecolor="black", label=name) for method, name in METHODS.items()]
+    drawn = [method for method in METHODS if (runs["method"] == method).any()]
+    handles = [Patch(facecolor=COLOURS[method], edgecolor="black", label=METHODS[method]) for method in drawn]
     handles.append(Line2D([], [], ls="", marker="o", ms=4, mfc="white", mec="black", label="one student"))
     handles.append(Line2D([], [], ls="", marker="D", ms=6, color="black", label="in print"))
     axis.legend(handles=handles, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
