@@ -48,7 +48,7 @@ TABLES := $(patsubst notebooks/%.ipynb,results/$(PROFILE)/%.md,$(filter notebook
 FIGURES := $(patsubst notebooks/figure_%.ipynb,figures/$(PROFILE)/%.svg,$(filter notebooks/figure_%,$(CHOSEN)))
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce report plan settings test test-faults verify bench bench-growth lab environment publish clean distclean
+.PHONY: help reproduce report plan settings status test test-faults verify bench bench-growth lab environment publish distill share clean distclean
 .DELETE_ON_ERROR:
 
 help: ## list these targets
@@ -57,11 +57,18 @@ help: ## list these targets
 	@echo "  make TABLE or FIGURE, with all it needs: $(foreach n,$(NOTEBOOKS),$(call product_of,$n))"
 	@echo "PROFILE=demo (digits, minutes), lite (CIFAR-10 on a CPU, hours) or paper (GPU); now $(PROFILE)"
 
+# With ENGINE=ray the records are made by Ray first, and what follows finds them there.
+ifeq ($(ENGINE),ray)
+reproduce: $(ENVIRONMENT)
+	$(VENV)/bin/python notebooks/fleet.py settings/$(PROFILE) $(FLEET)
+	@$(MAKE) --no-print-directory reproduce ENGINE=
+else
 reproduce: $(TABLES) $(TABLES:.md=.csv) $(FIGURES) $(FIGURES:.svg=.png) ## every record, table and figure of PROFILE, as far as it is not there yet
 	@cat $(firstword $(TABLES)) < /dev/null
 	@echo
 	@echo "Tables:  $(TABLES) and .csv"
 	@echo "Figures: $(FIGURES) and .png"
+endif
 
 report: $(ENVIRONMENT) ## one page of the tables and figures of PROFILE that are there: results/PROFILE/report.html
 	@$(RUN) notebooks/report.ipynb --profile $(PROFILE)
@@ -99,6 +106,21 @@ environment: $(ENVIRONMENT) ## install what the others need into .venv
 
 publish: $(ENVIRONMENT) ## copy the artifacts that PROFILE's records stand on to results/artifacts/, to be committed
 	$(VENV)/bin/python -m dwa_core.store $(PROFILE)
+
+status: $(ENVIRONMENT) ## which settings of PROFILE are done, running, failed or waiting, with their last lines
+	@$(VENV)/bin/python -m dwa_core.status $(PROFILE)
+
+# DATA: a folder of images; NETWORK, IPC; WITH="teacher.epochs=30 seed=1": what differs from the recipe.
+NETWORK ?= resnet18
+IPC ?= 10
+distill: $(ENVIRONMENT) ## teacher, distilled set and student for your own images: DATA=folder NETWORK=resnet18 IPC=10
+	@$(VENV)/bin/python notebooks/distill.py $(DATA) --network $(NETWORK) --ipc $(IPC) $(WITH)
+
+# A set of the name SET (under artifacts/distilled/) in the format of other tools.
+FORMAT ?= imagefolder
+share: $(ENVIRONMENT) ## write the distilled set SET for other tools; FORMAT=imagefolder, parquet or tensors; SOFT_LABELS=one or epochs
+	@$(VENV)/bin/python -m dwa_core.export $(SET) --to exports/$(SET)-$(FORMAT) --format $(FORMAT) \
+		$(if $(SOFT_LABELS),--soft-labels $(SOFT_LABELS)) $(if $(TOP_K),--top-k $(TOP_K))
 
 clean: ## delete executed notebooks and caches; artifacts, records, tables and figures stay
 	rm -rf results/*/executed .pytest_cache .ruff_cache

@@ -1,7 +1,7 @@
 """Real images: digits, CIFAR, Tiny-ImageNet, ImageNet-1K, or one's own folder, all through Hugging Face `datasets`.
 
-Up to 64 px the whole set is decoded once, kept as bytes on the device and augmented there in batches;
-larger images stream through DataLoader workers.
+Up to 64 px the whole set is decoded once, kept as bytes in the memory of the device or else of the host, and augmented
+on the device in batches; larger images, and sets larger than the memory, stream through DataLoader workers.
 """
 
 import hashlib
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import psutil
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -34,6 +35,8 @@ GATED = {
     "imagenet-1k/val/CLASS/",
 }
 RESIDENT_SIDE = 64
+MEMORY_SHARE = 0.5  # of what is free, that decoded images may take
+TEST_SHARE = 0.2  # of the images of a folder without a test part
 TEST_BATCH = 1000
 STREAMED_TEST_BATCH = 256
 
@@ -62,12 +65,34 @@ def load(name: str, images: Images, device: torch.device, ipc: int = 1) -> Image
     classes = parts["train"].features["label"].names
     for part, dataset in parts.items():
         check_labels(name, part, torch.tensor(dataset["label"][:]), classes, ipc)
-    if images.side > RESIDENT_SIDE:
+    size = sum(map(len, parts.values())) * images.side**2 * 3
+    place = "files" if images.side > RESIDENT_SIDE else place_for(size, device)
+    told = {"files": "left in their files", "host": "in host memory", "device": f"on {device}"}[place]
+    print(f"{name}: {size / 1e6:,.1f} MB decoded at {images.side} px, {told}")
+    if place == "files":
         splits = {part: Streamed(dataset, images.side) for part, dataset in parts.items()}
         return ImageData(name, classes, splits["train"], splits["test"], store.digest(source, images.side))
     tensors, content = decoded(name, parts, images.side, source, classes)
-    splits = {part: Resident(tensors[part], tensors[f"{part}_labels"], device) for part in ("train", "test")}
+    splits = {
+        part: Resident(
+            tensors[part], tensors[f"{part}_labels"], device, torch.device("cpu") if place == "host" else device
+        )
+        for part in ("train", "test")
+    }
     return ImageData(name, classes, splits["train"], splits["test"], content)
+
+
+def place_for(size: int, device: torch.device) -> str:
+    """Where `size` bytes of decoded images go: "device", "host" (memory), or "files" where neither has the room.
+
+    Half of what is free is left to the training. Device and host give the same batches to the bit; files larger than
+    the side are cropped at their own resolution, and the same images are then another source of data.
+    """
+    if device.type == "cuda" and size <= torch.cuda.mem_get_info(device)[0] * MEMORY_SHARE:
+        return "device"
+    if size <= psutil.virtual_memory().available * MEMORY_SHARE:
+        return "host" if device.type == "cuda" else "device"
+    return "files"
 
 
 def open_parts(name: str, side: int) -> tuple[dict[str, datasets.Dataset], list]:
@@ -103,8 +128,11 @@ def first_line(error: Exception) -> str:
 def open_folder(name: str, folder: Path, side: int) -> tuple[dict[str, datasets.Dataset], list]:
     """Parquet files train-* and test-* (or valid*), or ImageFolder trees train/ and test/ (or val/).
 
-    Where there are both, validation is what is tested on, as on the hub's ImageNet-1K.
+    Where there are both, validation is what is tested on, as on the hub's ImageNet-1K. Of a plain tree CLASS/IMAGE,
+    every fifth image of each class, drawn by seed 0, is the test part.
     """
+    if folder_is_plain(folder):
+        return split_tree(name, folder)
     beginnings = {"train": ["train"], "test": ["val", "test"]}
     parts, source = {}, []
     for part, prefixes in beginnings.items():
@@ -153,6 +181,30 @@ def checksum(path: Path, side: int) -> str:
         return hashlib.sha256(f"{size} ".encode() + stream.read()).hexdigest()
 
 
+def folder_is_plain(folder: Path) -> bool:
+    """Whether it holds class folders with images rather than parts of a data set."""
+    inside = [path for path in folder.iterdir() if path.name[0] != "."]
+    parts = [path for path in inside if path.name.startswith(("train", "val", "test"))]
+    return any(path.is_dir() for path in inside) and not parts
+
+
+def split_tree(name: str, folder: Path) -> tuple[dict[str, datasets.Dataset], list]:
+    """The two parts of a plain tree, and what tells it from any other.
+
+    Raises:
+        InputError: there are no images, or too few to leave every class one of each part.
+    """
+    whole = open_tree(folder)
+    try:
+        split = whole.train_test_split(test_size=TEST_SHARE, stratify_by_column="label", seed=0)
+    except ValueError as error:
+        raise InputError(f"dataset: {name}: no test part can be split off; {first_line(error)}") from None
+    print(f"{name}: no test part, so {len(split['test'])} of the {len(whole)} images are kept for testing")
+    files = [Path(image["path"]) for image in whole.cast_column("image", datasets.Image(decode=False))["image"]]
+    source = [(str(file.relative_to(folder)), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return {"train": split["train"], "test": split["test"]}, source
+
+
 def open_tree(tree: Path) -> datasets.Dataset:
     """The images of an ImageFolder part, tree/CLASS/IMAGE, with classes in the order of their names.
 
@@ -173,6 +225,14 @@ def open_tree(tree: Path) -> datasets.Dataset:
 
 
 def named_columns(name: str, dataset: datasets.Dataset) -> datasets.Dataset:
+    """As `two_columns`, and the label column must name its classes."""
+    dataset = two_columns(name, dataset)
+    if not isinstance(dataset.features["label"], datasets.ClassLabel):
+        raise InputError(f"dataset: {name}: the label column does not name its classes (ClassLabel)")
+    return dataset
+
+
+def two_columns(name: str, dataset: datasets.Dataset) -> datasets.Dataset:
     """`dataset` with its image column called image and its label column called label, and no others."""
     chosen = {}
     for wanted, possible in {"image": ("image", "img"), "label": ("fine_label", "label")}.items():
@@ -182,10 +242,7 @@ def named_columns(name: str, dataset: datasets.Dataset) -> datasets.Dataset:
                 f"dataset: {name} has no column {' or '.join(possible)}; its columns: {', '.join(dataset.column_names)}"
             )
         chosen[found[0]] = wanted
-    dataset = dataset.select_columns(list(chosen)).rename_columns({k: v for k, v in chosen.items() if k != v})
-    if not isinstance(dataset.features["label"], datasets.ClassLabel):
-        raise InputError(f"dataset: {name}: the label column does not name its classes (ClassLabel)")
-    return dataset
+    return dataset.select_columns(list(chosen)).rename_columns({k: v for k, v in chosen.items() if k != v})
 
 
 def digits(side: int) -> dict[str, datasets.Dataset]:
@@ -292,22 +349,26 @@ def of_classes(data: ImageData, classes: list[int]) -> ImageData:
 
 
 class Resident:
-    """Images kept on the device as bytes (N, H, W, 3), with their labels (N,)."""
+    """Images kept as bytes (N, H, W, 3) on the device, or where `place` says, and their labels (N,) on the device."""
 
-    def __init__(self, images_uint8: torch.Tensor, labels: torch.Tensor, device: torch.device):
-        self.images_uint8, self.labels, self.device = images_uint8.to(device), labels.to(device), device
+    def __init__(
+        self, images_uint8: torch.Tensor, labels: torch.Tensor, device: torch.device, place: torch.device | None = None
+    ):
+        self.images_uint8, self.labels, self.device = images_uint8.to(place or device), labels.to(device), device
+        self.share = (0, 1)  # of each training batch: this process's number, and how many share it
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def pictures(self, indices: torch.Tensor) -> torch.Tensor:
         """The images of `indices` as bytes."""
-        return self.images_uint8[indices.to(self.device)]
+        return self.images_uint8[indices.to(self.images_uint8.device)].to(self.device)
 
     def relabelled(self, labels: torch.Tensor) -> "Resident":
         """The images with `labels` (N,) instead of their own, without those whose label is negative."""
-        labels = labels.to(self.device)
-        return Resident(self.images_uint8[labels >= 0], labels[labels >= 0], self.device)
+        labels, place = labels.to(self.device), self.images_uint8.device
+        kept = labels >= 0
+        return Resident(self.images_uint8[kept.to(place)], labels[kept], self.device, place)
 
     def train_batches(self, stage: Training, mean, std, *key: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """One epoch, shuffled: augmented, normalised images (B, 3, H, W) and labels; it depends on `key` alone."""
@@ -316,30 +377,35 @@ class Resident:
         for chosen in order.split(stage.batch_size):
             if len(chosen) == 1 < len(order):
                 continue  # BatchNorm cannot train on one image
-            pixels = self.images_uint8[chosen]
+            pixels = self.pictures(chosen)
             if stage.crop == "padded":
                 images = augment.to_unit_range(augment.padded_crop_and_flip(pixels, stage.crop_padding, random))
             else:
                 images = augment.resized_crop_and_flip(augment.to_unit_range(pixels), random)
-            yield augment.normalise(images, mean, std), self.labels[chosen]
+            rank, processes = self.share
+            if processes == 1:
+                yield augment.normalise(images, mean, std), self.labels[chosen]
+            elif len(chosen) > processes:  # no process may be left without any
+                yield augment.normalise(images[rank::processes], mean, std), self.labels[chosen[rank::processes]]
 
     def test_batches(self, mean, std) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Every image once, in order, normalised."""
         batches = zip(self.images_uint8.split(TEST_BATCH), self.labels.split(TEST_BATCH), strict=True)
         for pixels, labels in batches:
-            yield augment.normalise(augment.to_unit_range(pixels), mean, std), labels
+            yield augment.normalise(augment.to_unit_range(pixels.to(self.device)), mean, std), labels
 
 
 class Streamed:
     """Images left in their files, decoded, cropped and batched by DataLoader workers; batches come as CPU tensors.
 
-    The workers draw the crops, so the same key gives the same batches only with the same number of workers.
+    Each image's crop and flip depend on the epoch's key and on the image, not on the worker that draws them.
     """
 
     def __init__(self, dataset: datasets.Dataset, side: int):
         self.dataset, self.side = dataset, side
         self.labels = torch.tensor(dataset["label"][:])
         self.workers = min(16, os.cpu_count() or 1)
+        self.share = (0, 1)  # of each training batch: this process's number, and how many share it
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -369,36 +435,51 @@ class Streamed:
             crop = [v2.Resize((self.side, self.side)), v2.RandomCrop(self.side, padding=stage.crop_padding)]
         else:
             crop = [v2.RandomResizedCrop(self.side, augment.CROP_SCALE, augment.CROP_RATIO)]
-        random = augment.device_random(torch.device("cpu"), *key)
-        return self.batches([*crop, v2.RandomHorizontalFlip()], mean, std, stage.batch_size, True, random)
+        return self.batches([*crop, v2.RandomHorizontalFlip()], mean, std, stage.batch_size, key)
 
     def test_batches(self, mean, std) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Every image once: resized so that the short side is 256/224 of the side, then cropped at the centre."""
         crop = [v2.Resize(round(self.side * 256 / 224)), v2.CenterCrop(self.side)]
-        return self.batches(crop, mean, std, STREAMED_TEST_BATCH, False, None)
+        return self.batches(crop, mean, std, STREAMED_TEST_BATCH, None)
 
-    def batches(self, crop: list, mean, std, batch_size: int, training: bool, random: torch.Generator | None):
-        """Normalised batches (B, 3, side, side) on the CPU, each image through `crop`; shuffled if `training`."""
-        transform = v2.Compose([as_rgb, *crop, v2.PILToTensor()])
-
-        def transformed(batch):
-            return {"image": [transform(image) for image in batch["image"]], "label": batch["label"]}
-
+    def batches(self, crop: list, mean, std, batch_size: int, key: tuple[int, ...] | None):
+        """Normalised batches (B, 3, side, side) on the CPU, each image through `crop`; shuffled if there is a `key`."""
+        order = torch.arange(len(self))
+        if key is not None:
+            order = torch.randperm(len(self), generator=augment.device_random(torch.device("cpu"), *key))
+        chosen = order.split(batch_size)
+        if key is not None:
+            rank, processes = self.share
+            # BatchNorm cannot train on one image, and no process may be left without any.
+            chosen = [batch[rank::processes] for batch in chosen if len(batch) > processes or len(self) == 1]
         loader = DataLoader(
-            self.dataset.with_transform(transformed),
-            batch_size,
-            shuffle=training,
+            Cropped(self.dataset, v2.Compose([as_rgb, *crop, v2.PILToTensor()]), key),
+            batch_sampler=[batch.tolist() for batch in chosen],
             num_workers=self.workers,
             pin_memory=torch.cuda.is_available(),
-            drop_last=training and len(self) % batch_size == 1,
-            generator=random,
         )
-        for batch in readable(loader):
-            images = batch["image"].float().div_(255).contiguous(memory_format=torch.channels_last)
-            yield augment.normalise(images, mean, std), batch["label"]
+        for images, labels in readable(loader):
+            images = images.float().div_(255).contiguous(memory_format=torch.channels_last)
+            yield augment.normalise(images, mean, std), labels
 
 
-def readable(loader: DataLoader) -> Iterator[dict]:
+class Cropped(torch.utils.data.Dataset):
+    """What a worker makes of an image: bytes (3, side, side) and the label, drawn by `key` and the image's number."""
+
+    def __init__(self, dataset: datasets.Dataset, transform, key: tuple[int, ...] | None):
+        self.dataset, self.transform, self.key = dataset, transform, key
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        row = self.dataset[index]
+        with torch.random.fork_rng(devices=[]):  # torchvision's transforms draw from the global generator
+            torch.manual_seed(augment.key_to_seed(*(self.key or ()), index))
+            return self.transform(row["image"]), row["label"]
+
+
+def readable(loader: DataLoader) -> Iterator[list[torch.Tensor]]:
     """The batches of `loader`, with a worker's traceback over an image that cannot be read put into one line."""
     try:
         yield from loader

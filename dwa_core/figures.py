@@ -18,7 +18,7 @@ from dwa_core import teacher as teachers
 from dwa_core.report import CELL, METHODS, Run, dataset_label, published
 
 # Shades that stay apart in black and white, from light to dark.
-COLOURS = {"random-real": "#d9d9d9", "sre2l": "#74a9cf", "dwa": "#034e7b"}
+COLOURS = {"random-real": "#d9d9d9", "sre2l": "#74a9cf", "dwa": "#034e7b", "external": "#ffffff"}
 LIGHT, DARK = COLOURS["sre2l"], COLOURS["dwa"]
 
 
@@ -100,7 +100,8 @@ def accuracy_bars(runs: list[Run]) -> Figure:
     axis.set(yticks=list(ticks.values()), yticklabels=list(ticks), xlim=(0, 100), xlabel="test accuracy, %")
     axis.set_ylim(place - 1.2, -1)  # from top to bottom
     axis.grid(axis="y", visible=False)
-    handles = [Patch(facecolor=COLOURS[method], edgecolor="black", label=name) for method, name in METHODS.items()]
+    drawn = [method for method in METHODS if (done["method"] == method).any()]
+    handles = [Patch(facecolor=COLOURS[method], edgecolor="black", label=METHODS[method]) for method in drawn]
     handles.append(Line2D([], [], ls="", marker="o", ms=4, mfc="white", mec="black", label="one student"))
     handles.append(Line2D([], [], ls="", marker="D", ms=6, color="black", label="in print"))
     axis.legend(handles=handles, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
@@ -285,7 +286,7 @@ def distilled_once(runs: list[Run]) -> list[dict]:
     once = {record["distilled"]["artifact"]: record for record in reversed(plain)}
     chosen = []
     for name, record in once.items():
-        if record["setting"]["method"] == "random-real":
+        if record["setting"]["method"] in ("random-real", "external"):
             continue
         if store.find("distilled", name) is None:
             print(f"{name} is not on this machine, so it is not drawn")
@@ -420,7 +421,7 @@ def tsne_places(pair: dict[str, dict], per_class: int) -> dict[str, np.ndarray] 
         print(f"{record['teacher']['artifact']} is not on this machine, so it is not drawn")
     if folder is None or real is None:
         return None
-    teacher = teachers.loaded(setting, real, device, folder)
+    teacher = teachers.loaded(setting, len(real.classes), device, folder)
     splits = {"real": real.test}
     for method, made in pair.items():
         if method in ("sre2l", "dwa"):

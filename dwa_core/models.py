@@ -5,10 +5,13 @@ import os
 import platform
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 import torchvision
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 
 from dwa_core.settings import InputError
@@ -118,6 +121,26 @@ def of_timm(name: str, classes: int, side: int) -> nn.Module:
     return timm.create_model(name, num_classes=classes, img_size=side)
 
 
+def library_of(name: str) -> str | None:
+    """ "torchvision" or "timm", where one of them has a classifier called `name`; torchvision is asked first."""
+    if name in torchvision.models.list_models(module=torchvision.models):
+        return "torchvision"
+    import timm  # here because it takes seconds, and only its networks and names that nobody knows need it
+
+    return "timm" if timm.is_model(name) else None
+
+
+def of_library(name: str, classes: int, side: int) -> nn.Module:
+    """torchvision's or timm's network as it is, without weights, for images of the side that it was made for."""
+    if library_of(name) == "torchvision":
+        # Without the second output that these two train with, they are classifiers as any other.
+        single = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
+        return of_torchvision(name, classes, side, **single)
+    import timm
+
+    return timm.create_model(name, num_classes=classes)
+
+
 # One entry per family: a pattern of names, names to show, and for each stem what builds it.
 NETWORKS = [
     (r"convnet-[1-9]\d*", "convnet-N (N channels)", {"small": convnet, "torchvision": convnet}),
@@ -146,8 +169,10 @@ def stems(key: str, name: str) -> dict:
     for pattern, _, builders in NETWORKS:
         if re.fullmatch(pattern, name):
             return builders
+    if library_of(name) is not None:
+        return {"small": of_library, "torchvision": of_library}
     known = ", ".join(names for _, names, _ in NETWORKS)
-    raise InputError(f"{key}: {name!r} is not a network; allowed: {known}")
+    raise InputError(f"{key}: {name!r} is not a network; allowed: {known}, and what torchvision and timm have")
 
 
 def check_network(key: str, name: str, stem: str, side: int) -> None:
@@ -173,9 +198,10 @@ def build(name: str, classes: int, stem: str, side: int, seed: int) -> nn.Module
     """The network `name` with weights drawn by `seed`, on the CPU.
 
     Args:
-        name: as in NETWORKS, for example "convnet-128" or "resnet18".
+        name: as in NETWORKS, for example "convnet-128" or "resnet18", or of a network of torchvision or timm.
         classes: outputs of the last layer.
-        stem: "small" (for images up to 64 px: 3x3 stride 1, no max-pool) or "torchvision"; ConvNets have only one.
+        stem: "small" (for images up to 64 px: 3x3 stride 1, no max-pool) or "torchvision"; ConvNets, and networks
+            that are not in NETWORKS, have only one.
         side: of the images, pixels.
 
     Raises:
@@ -197,6 +223,28 @@ def find_weights(name: str, weights: str):
         return torchvision.models.get_model_weights(name)[weights]
     except (ValueError, KeyError) as error:
         raise InputError(f"teacher.weights: {weights!r} is not known for {name}; {error}") from None
+
+
+def with_own_weights(network: nn.Module, path: Path) -> nn.Module:
+    """`network` with the state dict of a safetensors file, of any float type.
+
+    Raises:
+        InputError: the file cannot be read, or holds another network's weights.
+    """
+    try:
+        state = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"teacher.weights: {path} cannot be read; {error}") from None
+    state = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
+    own = network.state_dict()
+    for name in [*own, *state]:
+        if name.endswith("num_batches_tracked"):  # counts nothing that is used, and is often left out
+            continue
+        if name not in own or name not in state or own[name].shape != state[name].shape:
+            shapes = [tuple(found[name].shape) if name in found else "none" for found in (state, own)]
+            raise InputError(f"teacher.weights: {path} does not fit: {name} is {shapes[0]}, expected {shapes[1]}")
+    network.load_state_dict(state, strict=False)
+    return network
 
 
 def published(name: str, weights: str, classes: int) -> nn.Module:

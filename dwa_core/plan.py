@@ -70,7 +70,9 @@ def forward_passes(setting: Setting, size: Size) -> dict[str, float]:
     trained = 3 * setting.teacher.epochs * size.training_images + tests(setting.teacher)
     return {
         "teacher": trained if setting.teacher.weights is None else size.test_images,
-        "synthesis": 0 if setting.method == "random-real" else 3 * distilled * setting.synthesis.iterations,
+        "synthesis": 0
+        if setting.method in ("random-real", "external")
+        else 3 * distilled * setting.synthesis.iterations,
         "student": students * (4 * setting.relabel.epochs * distilled + tests(setting.relabel)),
     }
 

@@ -1,6 +1,6 @@
 """Relabel evaluation: a student trained from scratch on distilled images, labelled on the fly by the teacher."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +41,25 @@ def labeller(setting: Setting, teacher: Teacher, device: torch.device) -> nn.Mod
     if setting.relabel.teacher_batch_statistics:
         use_batch_statistics(network)
     return network
+
+
+def mixed_batches(
+    setting: Setting, training: Resident, epoch: int, before_mixing: Callable = lambda images, labels: images
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """What the student of `setting.seed` sees in `epoch`: cropped, flipped and mixed images, and their class labels.
+
+    The class labels are those before the mixing; no student learns from them.
+
+    Args:
+        before_mixing: (images, labels) -> what is mixed: the images, with more channels where the loss must know
+            what else went into the mixture.
+    """
+    stage, images, key = setting.relabel, setting.images, (STUDENT, setting.seed, epoch)
+    std = images.std_after_teacher or images.std
+    host, random = augment.host_random(*key), augment.device_random(training.device, *key, 1)
+    for inputs, labels in training.train_batches(stage, images.mean, std, *key):
+        inputs = before_mixing(inputs, labels)
+        yield augment.mix(inputs, stage.mixing, stage.mixing_alpha, host, random), labels
 
 
 def evaluate(
@@ -101,8 +120,7 @@ def train_student(
         batch_loss: (student, mixed images) -> mean loss of a batch; nothing in it may be drawn or read on the host.
         label: of the progress bar.
         artifacts: the distilled sets that the images come from.
-        before_mixing: (images, labels) -> what is mixed: the images, with more channels where the loss must know
-            what else went into the mixture.
+        before_mixing: as mixed_batches has it.
 
     Returns: the curve, as teacher.fit does, and the checkpoint, to be removed once the result is stored.
     """
@@ -113,20 +131,13 @@ def train_student(
     student = models.build(setting.student, len(data.classes), setting.stem, images.side, first_weights)
     student = models.on_device(student, device)
 
-    def batches(epoch: int):
-        host = augment.host_random(STUDENT, setting.seed, epoch)
-        random = augment.device_random(device, STUDENT, setting.seed, epoch, 1)
-        for inputs, labels in training.train_batches(stage, images.mean, std, STUDENT, setting.seed, epoch):
-            inputs = before_mixing(inputs, labels)
-            yield augment.mix(inputs, stage.mixing, stage.mixing_alpha, host, random), labels
-
     checkpoint = store.Checkpoint(f"student-{student_name(setting, data, artifacts)}")
     precision = models.choose_precision(setting.precision, device)
     with memory_for("relabel", stage, student, images.side, device, precision):
         curve = fit(
             student,
             stage,
-            batches=batches,
+            batches=lambda epoch: mixed_batches(setting, training, epoch, before_mixing),
             batch_loss=lambda inputs, _: batch_loss(student, inputs),
             test_batches=lambda: data.test.test_batches(images.mean, std),
             device=device,

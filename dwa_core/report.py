@@ -14,7 +14,7 @@ import pandas as pd
 from dwa_core import guard, presets, settings
 
 PUBLISHED = Path(__file__).parent / "published" / "published_results.csv"
-METHODS = {"random-real": "random real", "sre2l": "SRe2L", "dwa": "DWA"}
+METHODS = {"random-real": "random real", "sre2l": "SRe2L", "dwa": "DWA", "external": "made elsewhere"}
 # Training and test images of each data set in full, to tell when a copy lacks some.
 IMAGES_IN_FULL = {
     "cifar10": (50_000, 10_000),
@@ -108,8 +108,8 @@ def differences(setting: dict) -> dict[str, tuple]:
 
     How often a network is tested counts only where the best of the tests is reported.
     """
-    keys = ("profile", "name", "preset", "dataset", "method", "ipc", "network", "authors")
-    base = settings.resolve({key: setting[key] for key in keys}).model_dump()
+    keys = ("profile", "name", "preset", "dataset", "method", "distilled", "ipc", "network", "authors")
+    base = settings.resolve({key: setting.get(key) for key in keys}).model_dump()
     return {
         f"{stage}.{key}": (value, base[stage][key])
         for stage in ("images", "teacher", "synthesis", "relabel")
@@ -129,7 +129,7 @@ def variant(setting: dict, usual_epochs: int, axes: tuple[str, ...] = ()) -> str
 
     What all teachers of a profile have in common, such as fewer epochs than the preset, is told in the notes.
     """
-    changed = []
+    changed = [Path(setting["distilled"]).name] if setting.get("distilled") else []
     if setting["teacher"]["epochs"] != usual_epochs:
         changed.append(f"teacher of {setting['teacher']['epochs']} epochs")
     stages = differences(setting).items()

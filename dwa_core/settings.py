@@ -78,7 +78,7 @@ class TeacherStage(Training):
     """The teacher's training, or the published weights that stand in for it."""
 
     seed: Seed = 0
-    # A torchvision weights name, such as IMAGENET1K_V1, instead of training.
+    # Instead of training: a torchvision weights name, such as IMAGENET1K_V1, or a file of one's own, *.safetensors.
     weights: str | None = None
 
 
@@ -124,7 +124,8 @@ class Setting(Strict):
     name: Name
     preset: str
     dataset: Name
-    method: Literal["random-real", "sre2l", "dwa"]
+    method: Literal["random-real", "sre2l", "dwa", "external"]
+    distilled: str | None = None  # for `external`: the folder of a distilled set made elsewhere
     ipc: Count
     network: str
     student: str
@@ -241,6 +242,11 @@ def check_values(setting: Setting) -> None:
     """What the types of the fields cannot say."""
     if len(set(setting.seeds)) != len(setting.seeds):
         raise InputError(f"seeds: {setting.seeds} is not allowed; each seed may stand there once")
+    if (setting.method == "external") != (setting.distilled is not None):
+        raise InputError(
+            f"distilled: {shown(setting.distilled)} is not allowed with method {setting.method}; the folder of a "
+            "distilled set made elsewhere and the method external need each other"
+        )
     low, high = setting.synthesis.roll
     if low > high:
         raise InputError(f"synthesis.roll: {[low, high]} is not allowed; the first must not exceed the second")
@@ -251,7 +257,8 @@ def check_values(setting: Setting) -> None:
                 f"{stage}.warmup_epochs: {training.warmup_epochs} is not allowed; "
                 f"must be below {stage}.epochs, {training.epochs}"
             )
-    if setting.teacher.weights is not None and setting.stem != "torchvision":
+    weights = setting.teacher.weights
+    if weights is not None and not weights.endswith(".safetensors") and setting.stem != "torchvision":
         raise InputError(f"stem: {setting.stem!r} is not allowed with teacher.weights; allowed: torchvision")
     folder = os.environ.get("DWA_DATA")
     if folder and not Path(folder).is_dir():
@@ -282,8 +289,9 @@ def from_notebook(variables: dict) -> Setting:
     for key in ("network", "student"):
         models.check_network(key, getattr(setting, key), setting.stem, setting.images.side)
     models.check_teacher(setting.network, setting.stem, setting.images.side)
-    if setting.teacher.weights is not None:
-        models.find_weights(setting.network, setting.teacher.weights)
+    weights = setting.teacher.weights
+    if weights is not None and not weights.endswith(".safetensors"):
+        models.find_weights(setting.network, weights)
     if setting.deterministic:
         models.use_deterministic_algorithms()
     stop.start_budget(setting.max_minutes)

@@ -255,10 +255,14 @@ def read_json(path: Path):
 
 
 class Checkpoint:
-    """The state of an unfinished stage: tensors, what is done, and the seconds it took; written on a clock."""
+    """The state of an unfinished stage: tensors, what is done, and the seconds it took; written on a clock.
 
-    def __init__(self, name: str):
+    Of processes that share a stage, one has it written; the others only read it and stop as it does.
+    """
+
+    def __init__(self, name: str, written: bool = True):
         self.path = root() / "artifacts" / "checkpoints" / f"{name}.safetensors"
+        self.written = written
         self.started = self.saved = time.monotonic()
         self.earlier = 0.0
 
@@ -299,8 +303,9 @@ class Checkpoint:
         tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
         text = canonical_json({**state, "checksum": fingerprint(tensors, [self.path.name, state])})
         packed = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
-        with replacing(self.path) as temporary:
-            save_file(tensors | {"state": packed}, temporary)
+        if self.written:
+            with replacing(self.path) as temporary:
+                save_file(tensors | {"state": packed}, temporary)
         self.saved = time.monotonic()
         if (reason := stop.reason()) is not None:
             stop.unlisten()
@@ -369,14 +374,14 @@ def publish(profile: str) -> None:
     """Copies the artifacts that the records of `profile` stand on to results/artifacts/, and says so of each.
 
     Sets of real images are left out: they are drawn anew from the data set in a moment, and the data
-    set is not ours to pass on.
+    set is not ours to pass on; nor is what others distilled.
     """
     wanted = {}
     for path in sorted((root() / "results" / profile).glob("*-seed*.json")):
         record = read_json(path)
         for student in record.get("tasks", [record]):
             wanted["teachers", student["teacher"]["artifact"]] = path.name
-            if record["setting"]["method"] != "random-real":
+            if record["setting"]["method"] not in ("random-real", "external"):
                 wanted["distilled", student["distilled"]["artifact"]] = path.name
     if not wanted:
         print(f"{profile}: no records, so nothing to copy")

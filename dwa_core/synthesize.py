@@ -17,11 +17,11 @@ from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
-from dwa_core import augment, guard, models, store
+from dwa_core import augment, external, guard, models, stop, store, watch
 from dwa_core.adjust import adjust_weights
 from dwa_core.augment import DIRECTION, INITIAL_NOISE
 from dwa_core.data import ImageData, Resident, draw_real
-from dwa_core.settings import Setting, SynthesisStage, changed
+from dwa_core.settings import Setting, SynthesisStage, changed, root
 from dwa_core.teacher import Teacher
 
 FIRST_LAYER_WEIGHT = 10.0
@@ -47,7 +47,8 @@ class NormaliseWithStatistics(torch.autograd.Function):
         # buffers, of which it updates these two idle ones, are fp32. var_mean took 20 times as long on a CPU.
         mean, variance = torch.batch_norm_update_stats(x, idle_mean, idle_variance, momentum=0.0)
         ctx.save_for_backward(x, scale, mean)
-        return layer(x), mean, variance
+        # Without the activation that timm's BatchNorm layers end with.
+        return nn.BatchNorm2d.forward(layer, x), mean, variance
 
     @staticmethod
     def backward(ctx, d_output, d_mean, d_variance):
@@ -74,10 +75,12 @@ class MatchedBatchNorm(nn.Module):
             self.scale = layer.weight / (layer.running_var + layer.eps).sqrt()
         self.idle = torch.zeros_like(self.scale), torch.zeros_like(self.scale)
         self.mean = self.variance = None
+        # timm's BatchNorm2d layers go on with a dropout and an activation of their own.
+        self.rest = nn.Sequential(layer.drop, layer.act) if hasattr(layer, "act") else nn.Identity()
 
     def forward(self, x):
         y, self.mean, self.variance = NormaliseWithStatistics.apply(x, self.layer, self.scale, *self.idle)
-        return y
+        return self.rest(y)
 
 
 def match_statistics(network: nn.Module) -> list[MatchedBatchNorm]:
@@ -237,15 +240,24 @@ def optimise(
 
 
 def synthesize(
-    setting: Setting, data: ImageData, teacher: nn.Module, device: torch.device, checkpoint: store.Checkpoint
+    setting: Setting,
+    data: ImageData,
+    teacher: nn.Module,
+    device: torch.device,
+    checkpoint: store.Checkpoint,
+    indices: range | None = None,
 ) -> tuple[torch.Tensor, list]:
     """All images of a distilled set, from the checkpoint where there is one.
 
     One class batch of one ipc index after the other; on a GPU several at once, if one alone would not fill it.
 
-    Returns: bytes (ipc * classes, side, side, 3), ordered by ipc index and then class, and the losses of the
-        first class batch of ipc index 0, a list of [cross-entropy, BatchNorm terms, total, learning rate].
+    Args:
+        indices: the ipc indices to be made, where not all of them.
+
+    Returns: bytes (indices * classes, side, side, 3), ordered by ipc index and then class, and the losses of the
+        first class batch, a list of [cross-entropy, BatchNorm terms, total, learning rate].
     """
+    indices = indices or range(setting.ipc)
     stage, images = setting.synthesis, setting.images
     std = images.std_after_teacher or images.std
     classes, side = len(data.classes), images.side
@@ -254,7 +266,7 @@ def synthesize(
         done, unfinished, losses_of_first = found[0]["done"].cpu(), unflattened(found[0]), found[1]["losses"]
     at_once = max(1, GPU_IMAGES // min(stage.classes_per_batch, classes)) if device.type == "cuda" else 1
     chosen = draw_real(data.train, classes, setting.ipc, stage.seed) if stage.initial == "real" else None
-    prepared = prepare(setting, data, teacher, device, chosen, skip=len(done))
+    prepared = prepare(setting, data, teacher, device, chosen, indices, skip=len(done))
 
     def attempt(size: int) -> None:
         twin = models.frozen_copy(teacher)
@@ -264,7 +276,7 @@ def synthesize(
             logits = twin(zeros)
         torch.autograd.grad(logits.sum() + terms().sum(), zeros)
 
-    progress = tqdm(desc="synthesis", unit="image", total=setting.ipc * classes, initial=len(done), file=sys.stdout)
+    progress = tqdm(desc="synthesis", unit="image", total=len(indices) * classes, initial=len(done), file=sys.stdout)
     while batches := list(itertools.islice(prepared, len(unfinished) or at_once)):
         for batch, tensors in zip(batches, unfinished, strict=False):
             for name, tensor in batch.tensors().items():
@@ -274,11 +286,13 @@ def synthesize(
         with guard.enough_memory("synthesis.classes_per_batch", len(batches[0].labels), attempt):
             optimise(batches, checkpoint.due, save)
         losses_of_first = losses_of_first or batches[0].losses.tolist()
-        made = [
-            augment.denormalise_to_uint8(batch.images.detach(), images.mean, std, rounded=stage.storage == "png")
-            for batch in batches
-        ]
-        done = torch.cat([done, *[pixels.cpu() for pixels in made]])
+        for batch in batches:
+            pixels = augment.denormalise_to_uint8(
+                batch.images.detach(), images.mean, std, rounded=stage.storage == "png"
+            ).cpu()
+            if len(done) % classes == 0:
+                watch.synthesised(checkpoint.path.stem, indices[len(done) // classes], batch.losses, pixels)
+            done = torch.cat([done, pixels])
         progress.update(len(done) - progress.n)
     progress.close()
     return done, losses_of_first
@@ -301,9 +315,15 @@ def unflattened(tensors: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor
 
 
 def prepare(
-    setting: Setting, data: ImageData, teacher: nn.Module, device: torch.device, chosen: torch.Tensor | None, skip: int
+    setting: Setting,
+    data: ImageData,
+    teacher: nn.Module,
+    device: torch.device,
+    chosen: torch.Tensor | None,
+    indices: range,
+    skip: int,
 ) -> Iterator[ImageOptimisation]:
-    """Every batch of the set, in order, before its first iteration: images drawn, weights adjusted.
+    """Every batch of the ipc indices `indices`, in order, before its first iteration: images drawn, weights adjusted.
 
     Args:
         chosen: indices (ipc, classes) of the real images to start from; None starts from noise.
@@ -314,12 +334,12 @@ def prepare(
     std = images.std_after_teacher or images.std
     classes, side = len(data.classes), images.side
     precision = models.choose_precision(setting.precision, device)
-    for index in range(setting.ipc):
-        if (index + 1) * classes <= skip:
+    for number, index in enumerate(indices):
+        if (number + 1) * classes <= skip:
             continue
         network = models.frozen_copy(teacher)
         for start in range(0, classes, stage.classes_per_batch):
-            is_done = index * classes + start < skip
+            is_done = number * classes + start < skip
             if stage.weights_between_class_batches == "restored":
                 if is_done:
                     continue
@@ -372,7 +392,11 @@ class DistilledSet:
 
 
 def describe(setting: Setting, data_fingerprint: str, teacher_artifact: str) -> tuple[str, dict]:
-    """The name of the distilled set's artifact, and what determines it: settings that agree in this share one set."""
+    """The name of the distilled set's artifact, and what determines it: settings that agree in this share one set.
+
+    Raises:
+        InputError: the folder of a set made elsewhere cannot be read.
+    """
     stage = setting.synthesis
     described = {
         "method": setting.method,
@@ -382,6 +406,8 @@ def describe(setting: Setting, data_fingerprint: str, teacher_artifact: str) -> 
     }
     if setting.method == "random-real":
         described |= {"seed": stage.seed, "storage": stage.storage}
+    elif setting.method == "external":
+        described |= {"files": external.checksums(made_elsewhere(setting))}
     else:
         described |= {
             "mean": setting.images.mean,
@@ -394,10 +420,16 @@ def describe(setting: Setting, data_fingerprint: str, teacher_artifact: str) -> 
     return f"{setting.dataset}-{setting.method}-ipc{setting.ipc}-{store.digest(described)}", described
 
 
+def made_elsewhere(setting: Setting) -> Path:
+    """The folder of a set of the method "external"; as it is, if absolute."""
+    return root() / setting.distilled
+
+
 def synthesize_or_load(setting: Setting, data: ImageData, teacher: Teacher, device: torch.device) -> DistilledSet:
     """The distilled set of `setting`: the stored one, or one made and stored now.
 
-    "random-real" takes the real images from which synthesis with the same seed would start, as they are.
+    "random-real" takes the real images from which synthesis with the same seed would start, as they are;
+    "external" takes those of the folder `setting.distilled`.
     """
     name, described = describe(setting, data.fingerprint, teacher.artifact)
     with store.lock("distilled", name):
@@ -408,15 +440,56 @@ def synthesize_or_load(setting: Setting, data: ImageData, teacher: Teacher, devi
     return read_parquet(folder)
 
 
+def synthesize_part(setting: Setting, data: ImageData, teacher: Teacher, device: torch.device, indices: range) -> None:
+    """Makes the ipc indices `indices` of a set and leaves them as a checkpoint, for `synthesize_or_load` to join.
+
+    Each ipc index starts from the teacher's own weights, so parts can be made side by side on several machines.
+    """
+    name, _ = describe(setting, data.fingerprint, teacher.artifact)
+    if store.find("distilled", name) is None:
+        checkpoint = store.Checkpoint(f"{name}.part-{indices.start:05d}-{indices.stop:05d}")
+        made, losses = synthesize(setting, data, teacher.network, device, checkpoint, indices)
+        checkpoint.save({"done": made}, {"losses": losses})
+        stop.unlisten()
+
+
+def join_parts(name: str, classes: int, checkpoint: store.Checkpoint) -> list[store.Checkpoint]:
+    """Makes `checkpoint` of the finished parts of the set `name` from ipc index 0 on; returns the parts.
+
+    A checkpoint that has as many images already stays.
+    """
+    parts, done, losses, seconds = [], [], [], 0.0
+    for path in sorted(checkpoint.path.parent.glob(f"{name}.part-*.safetensors")):
+        part = store.Checkpoint(path.stem)
+        first, last = (int(bound) for bound in path.stem.split("-")[-2:])
+        if (found := part.load(torch.device("cpu"))) is None:
+            continue
+        parts.append(part)
+        images = found[0]["done"]
+        if first * classes == sum(map(len, done)) and len(images) == (last - first) * classes:
+            done.append(images)
+            losses = losses or found[1]["losses"]
+            seconds += part.earlier
+    before = checkpoint.load(torch.device("cpu")) if done else None
+    if done and (before is None or sum(map(len, done)) > len(before[0]["done"])):
+        checkpoint.earlier = seconds
+        checkpoint.save({"done": torch.cat(done)}, {"losses": losses})
+    return parts
+
+
 def synthesize_and_store(
     setting: Setting, data: ImageData, teacher: Teacher, device: torch.device, name: str, described: dict
 ) -> None:
-    """Makes the distilled set, or draws real images, and stores it as the artifact `name` with its record."""
-    stage = setting.synthesis
+    """Makes the distilled set, or takes real images or those made elsewhere, and stores it as the artifact `name`."""
+    stage, losses = setting.synthesis, []
     checkpoint = store.Checkpoint(name)
+    parts = join_parts(name, len(data.classes), checkpoint)
     if setting.method == "random-real":
         chosen = draw_real(data.train, len(data.classes), setting.ipc, stage.seed)
-        pictures, losses = data.train.pictures(chosen.flatten()).cpu(), []
+        pictures = data.train.pictures(chosen.flatten()).cpu()
+    elif setting.method == "external":
+        folder = made_elsewhere(setting)
+        pictures = external.read_external(folder, data.name, data.classes, setting.ipc, setting.images.side)
     else:
         pictures, losses = synthesize(setting, data, teacher.network, device, checkpoint)
     with store.new_artifact("distilled", name) as folder:
@@ -424,7 +497,8 @@ def synthesize_and_store(
         (folder / "README.md").write_text(dataset_card(setting, name))
         precision = models.choose_precision(setting.precision, device)
         store.finish(folder, described, checkpoint, device, precision, losses_first_batch=losses)
-    checkpoint.remove()
+    for unfinished in (checkpoint, *parts):
+        unfinished.remove()
 
 
 def write_parquet(pictures: torch.Tensor, classes: list[str], path: Path, storage: str) -> None:
@@ -457,15 +531,6 @@ def read_parquet(folder: Path) -> DistilledSet:
     )
 
 
-def export_image_folder(distilled: DistilledSet, target: Path) -> None:
-    """Writes the set as target/CLASS/IPC_INDEX.png, which torchvision's ImageFolder reads."""
-    rows = zip(distilled.images_uint8.numpy(), distilled.labels.tolist(), distilled.ipc_index.tolist(), strict=True)
-    for picture, label, index in rows:
-        folder = target / distilled.classes[label]
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(folder / f"{index:05d}.png")
-
-
 def dataset_card(setting: Setting, name: str) -> str:
     """The README.md that the Hugging Face hub shows for a data set, and reads its files from."""
     return f"""---
@@ -479,7 +544,8 @@ configs:
 
 {setting.ipc} images per class, made from the training part of {setting.dataset} by the method {setting.method}
 (Diversity-Driven Synthesis, NeurIPS 2024). Columns: `image`, `label`, `ipc_index`. The settings in full, the
-teacher and the checksums stand in `record.json`. The terms of the source data set apply.
+teacher and the checksums stand in `record.json`. The terms of the source data set apply. `make share` writes a card
+with accuracies.
 
 ```python
 import datasets

@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm import tqdm
 
-from dwa_core import augment, guard, models, store
+from dwa_core import augment, guard, models, stop, store, watch
 from dwa_core.augment import LAYERS, TEACHER
 from dwa_core.data import ImageData
-from dwa_core.settings import Setting, Training, changed
+from dwa_core.settings import InputError, Setting, Training, changed, root
 
 
 @dataclass(frozen=True)
@@ -28,17 +29,33 @@ class Teacher:
 
 
 def describe(setting: Setting, data_fingerprint: str) -> tuple[str, dict]:
-    """The name of the teacher's artifact, and what determines it: settings that agree in this share one teacher."""
+    """The name of the teacher's artifact, and what determines it: settings that agree in this share one teacher.
+
+    Raises:
+        InputError: the file of the user's own weights cannot be read.
+    """
+    stage = changed(setting.teacher)
+    if (path := weights_file(setting)) is not None:
+        try:
+            stage["weights"] = store.checksum(path)
+        except OSError as error:
+            raise InputError(f"teacher.weights: {path} cannot be read; {error.strerror}") from None
     described = {
         "network": setting.network,
         "stem": setting.stem,
         "images": {key: getattr(setting.images, key) for key in ("side", "mean", "std")},
-        "stage": changed(setting.teacher),
+        "stage": stage,
         "precision": setting.precision,
         "data": data_fingerprint,
         **({"deterministic": True} if setting.deterministic else {}),
     }
     return f"{setting.dataset}-{setting.network}-{store.digest(described)}", described
+
+
+def weights_file(setting: Setting) -> Path | None:
+    """The file of the user's own weights, or None where the teacher is trained or its weights are published."""
+    weights = setting.teacher.weights
+    return root() / weights if weights is not None and weights.endswith(".safetensors") else None
 
 
 def train_or_load(setting: Setting, data: ImageData, device: torch.device) -> Teacher:
@@ -52,24 +69,33 @@ def train_or_load(setting: Setting, data: ImageData, device: torch.device) -> Te
         if folder is None:
             train_and_store(setting, data, device, name, described)
             folder = store.find("teachers", name)
-    return Teacher(name, loaded(setting, data, device, folder), store.read_json(folder / "record.json"))
+    return Teacher(name, loaded(setting, len(data.classes), device, folder), store.read_json(folder / "record.json"))
 
 
 def train_and_store(setting: Setting, data: ImageData, device: torch.device, name: str, described: dict) -> None:
-    """Trains the teacher, or takes published weights, and stores it as the artifact `name` with its record."""
+    """Trains the teacher, or takes published weights, and stores it as the artifact `name` with its record.
+
+    Where processes share the batches (`distributed.py`), each trains on its share and the first of them stores.
+    """
     stage, images = setting.teacher, setting.images
     precision = models.choose_precision(setting.precision, device)
-    checkpoint = store.Checkpoint(name)
+    rank, processes = data.train.share
+    checkpoint = store.Checkpoint(name, written=rank == 0)
 
     def test_batches():
         return data.test.test_batches(images.mean, images.std)
 
-    if stage.weights is not None:
+    if (path := weights_file(setting)) is not None:
+        network = models.build(setting.network, len(data.classes), setting.stem, images.side, stage.seed)
+        network, curve = models.on_device(models.with_own_weights(network, path), device), []
+    elif stage.weights is not None:
         network = models.on_device(models.published(setting.network, stage.weights, len(data.classes)), device)
         curve = []
     else:
         network = models.build(setting.network, len(data.classes), setting.stem, images.side, stage.seed)
         network = models.on_device(network, device)
+        # All that fit does to the network itself holds for its wrapper, which only averages the gradients.
+        shared = nn.parallel.DistributedDataParallel(network) if processes > 1 else network
         with memory_for("teacher", stage, network, images.side, device, precision):
             curve = fit(
                 network,
@@ -77,7 +103,7 @@ def train_and_store(setting: Setting, data: ImageData, device: torch.device, nam
                 batches=lambda epoch: data.train.train_batches(
                     stage, images.mean, images.std, TEACHER, stage.seed, epoch
                 ),
-                batch_loss=lambda inputs, labels: F.cross_entropy(network(inputs).float(), labels),
+                batch_loss=lambda inputs, labels: F.cross_entropy(shared(inputs).float(), labels),
                 test_batches=test_batches,
                 device=device,
                 precision=precision,
@@ -85,10 +111,15 @@ def train_and_store(setting: Setting, data: ImageData, device: torch.device, nam
                 label="teacher",
                 key=(TEACHER, stage.seed),
             )
+    if rank > 0:
+        stop.unlisten()
+        return
     with store.new_artifact("teachers", name) as folder:
         save_file(as_stored(network), folder / "model.safetensors")
-        top1, top5 = accuracy(loaded(setting, data, device, folder), test_batches(), device, precision)
+        top1, top5 = accuracy(loaded(setting, len(data.classes), device, folder), test_batches(), device, precision)
         tested = {"accuracy": {"top1": top1, "top5": top5}, "curve": curve}
+        if processes > 1:
+            tested["processes"] = processes
         store.finish(folder, described, checkpoint, device, precision, **tested)
     checkpoint.remove()
 
@@ -107,9 +138,9 @@ def as_stored(network: nn.Module) -> dict[str, torch.Tensor]:
     }
 
 
-def loaded(setting: Setting, data: ImageData, device: torch.device, folder: Path) -> nn.Module:
+def loaded(setting: Setting, classes: int, device: torch.device, folder: Path) -> nn.Module:
     """The stored teacher in `folder`, in fp32 on `device`, in eval mode and without gradients."""
-    network = models.build(setting.network, len(data.classes), setting.stem, setting.images.side, seed=0)
+    network = models.build(setting.network, classes, setting.stem, setting.images.side, seed=0)
     state = load_file(folder / "model.safetensors")
     network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
     return models.on_device(network, device).eval().requires_grad_(False)
@@ -204,7 +235,8 @@ def fit(
         optimizer.step()
         latest.copy_(loss.detach())
 
-    step_fast = models.Graphed(step, device)
+    # What processes tell each other in a step is no part of a CUDA graph.
+    step_fast = step if dist.is_available() and dist.is_initialized() else models.Graphed(step, device)
     for epoch in progress:
         rate = learning_rate(stage, epoch)
         for group in optimizer.param_groups:
@@ -230,6 +262,7 @@ def fit(
         if (epoch + 1) % stage.test_every == 0 or epoch + 1 == stage.epochs:
             entry["top1"], entry["top5"] = accuracy(network, test_batches(), device, precision)
         curve.append(entry)
+        watch.epoch(checkpoint.path.stem, entry)
         progress.set_postfix(loss=f"{entry['loss']:.3g}", refresh=False)
         losses, done = [], 0
     return curve

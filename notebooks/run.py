@@ -22,6 +22,7 @@ from papermill import execute_notebook
 from papermill.exceptions import PapermillExecutionError
 
 from dwa_core import settings, stop
+from dwa_core.status import execution_lock, unfinished
 
 NOTEBOOKS = Path(__file__).parent
 OUT_OF_TIME = 75  # "temporary failure" in sysexits.h
@@ -34,6 +35,7 @@ KERNEL_ENVIRONMENT = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": "10000000000",
 }
+OWN_PROFILE = ("walkthrough", "your_own_data")  # notebooks that bring their settings themselves
 received_signal = None
 forwarded_signal = signal.SIGUSR1
 
@@ -51,7 +53,7 @@ def main() -> int:
     try:
         settings.check_versions()
         if arguments.path.suffix == ".ipynb":
-            if arguments.path.name != "walkthrough.ipynb":
+            if arguments.path.stem not in OWN_PROFILE:
                 settings.check_profile(arguments.profile)
             return run(arguments.path, arguments.profile, arguments.path.stem, {"profile": arguments.profile})
         parameters = {**settings.read(arguments.path), "seed": arguments.seed}
@@ -79,8 +81,7 @@ def main() -> int:
 def run(notebook: Path, profile: str, name: str, parameters: dict) -> int:
     """Executes `notebook`; the executed copy goes to results/<profile>/executed/<name>.ipynb."""
     executed = settings.root() / "results" / profile / "executed" / f"{name}.ipynb"
-    # Under this name until it is known that there was something to run.
-    running = executed.with_name(f".{name}.ipynb")
+    running = unfinished(executed)  # its name until it is known that there was something to run
     executed.parent.mkdir(parents=True, exist_ok=True)
     for key, value in KERNEL_ENVIRONMENT.items():
         os.environ.setdefault(key, value)
@@ -88,6 +89,9 @@ def run(notebook: Path, profile: str, name: str, parameters: dict) -> int:
         signal.signal(number, forward)
     logging.disable()  # papermill's log would say once more that a cell failed or the kernel died
     print(f"=== {profile}: {name} ({notebook.name})", flush=True)
+    shown_running = execution_lock(executed)
+    with contextlib.suppress(OSError):  # it is held already, or the file system has no locks
+        shown_running.acquire(timeout=0)
     try:
         execute_notebook(
             str(notebook),
@@ -102,12 +106,16 @@ def run(notebook: Path, profile: str, name: str, parameters: dict) -> int:
         )
         running.replace(executed)
     except PapermillExecutionError as error:
+        if error.ename != "InputError":
+            running.replace(executed)  # make status shows how it ended
         if error.ename not in ("StoppedError", *PLAIN):
-            running.replace(executed)
             error.evalue += f" (in {executed})"
         raise
     finally:
         running.unlink(missing_ok=True)
+        if shown_running.is_locked:
+            shown_running.release()
+            Path(shown_running.lock_file).unlink(missing_ok=True)
         for folder in list(executed.parents)[:3]:  # executed, the profile's, results: if they are empty
             with contextlib.suppress(OSError):
                 folder.rmdir()

@@ -103,8 +103,8 @@ def test_batches_side_by_side_on_the_gpu_end_as_they_do_one_after_the_other(digi
     setting = tiny_setting(ipc=3, synthesis={"iterations": 10})
     drawn = data.draw_real(digits.train, 10, 3, seed=0)
     teacher_there = models.on_device(models.frozen_copy(tiny_teacher.network), CUDA)
-    together = list(synthesize.prepare(setting, digits, teacher_there, CUDA, drawn, skip=0))
-    apart = list(synthesize.prepare(setting, digits, teacher_there, CUDA, drawn, skip=0))
+    together = list(synthesize.prepare(setting, digits, teacher_there, CUDA, drawn, range(3), skip=0))
+    apart = list(synthesize.prepare(setting, digits, teacher_there, CUDA, drawn, range(3), skip=0))
     synthesize.optimise(together)
     for one, other in zip(apart, together, strict=True):
         for _ in range(setting.synthesis.iterations):

@@ -459,6 +459,56 @@ def test_streamed_images_stay_in_their_files(streamed, own_root):
     assert not list(own_root.rglob("*.safetensors"))
 
 
+@pytest.mark.parametrize("crop", ["padded", "resized"])
+def test_number_of_workers_changes_no_streamed_batch(crop, streamed):
+    found, _, _ = streamed
+
+    def epoch(workers):
+        found.train.workers = workers
+        return torch.cat([images for images, _ in found.train.train_batches(training(5, crop), MEAN, STD, 3, 0)])
+
+    state = torch.get_rng_state()
+    without = epoch(0)
+    assert torch.equal(torch.get_rng_state(), state), "the main process keeps its random numbers"
+    assert torch.equal(epoch(1), without)
+    assert torch.equal(epoch(2), without)
+
+
+# ------------------------------------------------------------------------------------------- large data sets
+
+GB = 10**9
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "place"),
+    [
+        ("cuda", 7 * GB, "device"),
+        ("cuda", 9 * GB, "host"),
+        ("cuda", 17 * GB, "files"),
+        ("cpu", 15 * GB, "device"),
+        ("cpu", 17 * GB, "files"),
+    ],
+)
+def test_images_go_where_half_of_the_free_memory_holds_them(kind, size, place, monkeypatch):
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda _: (16 * GB, 80 * GB))
+    memory = data.psutil.virtual_memory()._replace(available=32 * GB)
+    monkeypatch.setattr(data.psutil, "virtual_memory", lambda: memory)
+    assert data.place_for(size, torch.device(kind)) == place
+
+
+def test_set_larger_than_memory_streams_whatever_its_side_and_the_log_says_so(local, cpu, monkeypatch, capsys):
+    kept = data.load("own", image_settings(8), cpu)
+    assert isinstance(kept.train, data.Resident)
+    assert "own: 0.0 MB decoded at 8 px, on cpu" in capsys.readouterr().out
+    memory = data.psutil.virtual_memory()._replace(available=100)
+    monkeypatch.setattr(data.psutil, "virtual_memory", lambda: memory)
+    found = data.load("own", image_settings(8), cpu)
+    assert "left in their files" in capsys.readouterr().out
+    assert isinstance(found.train, data.Streamed)
+    assert torch.equal(found.train.pictures(torch.arange(6)), kept.train.images_uint8)
+    assert found.fingerprint != kept.fingerprint
+
+
 # ---------------------------------------------------------------------------------------------- real data
 
 CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]

@@ -191,9 +191,19 @@ def test_walkthrough_runs_without_a_warning(demo):
     assert not [output for output in outputs if output.get("name") == "stderr"]
 
 
+def test_notebook_of_ones_own_data_runs_without_a_warning_and_its_teacher_learns(tmp_path):
+    done = run("notebooks/your_own_data.ipynb", "--profile", "your-own-data", root=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    (record, _) = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("results/your-own-data/*.json"))]
+    assert record["data"]["training_images"] == 360
+    assert record["teacher"]["accuracy"]["top1"] > 60, "three classes: chance is 33"
+    assert len(list(tmp_path.glob("artifacts/exports/*/train/*/*.png"))) == 3 * 2
+
+
 def test_every_notebook_is_run_by_a_test():
     others = {path.stem for path in NOTEBOOKS if not path.stem.startswith(("table_", "figure_"))}
-    assert others == {"setting", "walkthrough", "report"}
+    assert others == {"setting", "walkthrough", "your_own_data", "report"}
 
 
 # ---------------------------------------------------------------------------- what a user gets wrong

@@ -10,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
-from torchvision.datasets import ImageFolder
 
 from dwa_core import augment, data, models, settings, store, synthesize
 
@@ -323,7 +322,7 @@ def test_batches_side_by_side_end_as_they_do_one_after_the_other(digits, tiny_te
     drawn = data.draw_real(digits.train, 10, 2, seed=0)
 
     def prepared():
-        return list(synthesize.prepare(setting, digits, tiny_teacher.network, cpu, drawn, skip=0))
+        return list(synthesize.prepare(setting, digits, tiny_teacher.network, cpu, drawn, range(2), skip=0))
 
     together, apart = prepared(), prepared()
     assert len(together) == 4
@@ -410,27 +409,3 @@ def test_jpeg_is_of_the_authors_quality(tmp_path, digits, tiny_teacher, tiny_set
     stored = datasets.Dataset.from_parquet(str(path))[0]["image"]
     Image.new("RGB", (16, 16)).save(tmp_path / "reference.jpg", quality=75)
     assert stored.quantization == Image.open(tmp_path / "reference.jpg").quantization
-
-
-def test_export_is_an_image_folder(digits, tiny_teacher, tiny_setting, tmp_path, cpu):
-    found = synthesize.synthesize_or_load(tiny_setting(method="random-real", ipc=2), digits, tiny_teacher, cpu)
-    synthesize.export_image_folder(found, tmp_path / "export")
-    tree = ImageFolder(str(tmp_path / "export"))
-    assert tree.classes == found.classes
-    assert len(tree) == 20
-    for position, (picture, label) in enumerate(tree):
-        index = position % 2
-        assert label == position // 2
-        assert np.array_equal(np.asarray(picture), found.images_uint8[index * 10 + label].numpy())
-
-
-def test_exported_set_can_be_distilled_from_as_ones_own_images(
-    digits, tiny_teacher, tiny_setting, tmp_path, monkeypatch, cpu
-):
-    found = synthesize.synthesize_or_load(tiny_setting(method="random-real"), digits, tiny_teacher, cpu)
-    for part in ("train", "test"):
-        synthesize.export_image_folder(found, tmp_path / "data" / "own" / part)
-    monkeypatch.setenv("DWA_DATA", str(tmp_path / "data"))
-    loaded = data.load("own", tiny_setting().images, cpu)
-    assert torch.equal(loaded.train.images_uint8, found.images_uint8)
-    assert torch.equal(loaded.train.labels, found.labels)

@@ -1,0 +1,63 @@
+"""Trains the teacher of a settings file on several GPUs, with torch's DistributedDataParallel.
+
+    torchrun --nproc-per-node=8 -m dwa_core.distributed settings/paper/NAME.yaml
+
+Each process trains on its share of every batch, with BatchNorm statistics of its own share; the first one tests and
+stores. Runs of the same settings then find the teacher. On CPUs it works too, by gloo.
+"""
+
+import contextlib
+import os
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from dwa_core import continual, data, guard, models, settings, stop, store, teacher
+
+
+def main() -> int:
+    """Trains the teacher of the settings file on the command line in the processes that torchrun started."""
+    try:
+        setting = settings.resolve(settings.read(Path(sys.argv[1])))
+        if setting.teacher.weights is not None:
+            raise settings.InputError(f"teacher.weights: {setting.teacher.weights!r} leaves nothing to be trained")
+        train(setting, models.choose_device(setting.device))
+    except (settings.InputError, store.StorageError, guard.DivergedError, stop.StoppedError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, settings.InputError) else 1
+    return 0
+
+
+def train(setting: settings.Setting, device: torch.device) -> None:
+    """Trains the teachers of all tasks of `setting`, as one of the processes."""
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    rank, processes = dist.get_rank(), dist.get_world_size()
+    if rank > 0:
+        dist.barrier()  # the first process decodes the images, and the others find them
+    real = data.load(setting.dataset, setting.images, device)
+    if rank == 0:
+        dist.barrier()
+    for part in continual.split_into_tasks(setting, real):
+        part.train.share = (rank, processes)
+        name, described = teacher.describe(setting, part.fingerprint)
+        with store.lock("teachers", name) if rank == 0 else contextlib.nullcontext():
+            names = [None] * processes
+            dist.all_gather_object(names, name)  # and all wait until the first one has the lock
+            if len(set(names)) > 1:  # images that only some keep in memory come in another order
+                raise settings.InputError("the processes read different images; is there memory for all of them?")
+            if store.find("teachers", name) is None:
+                teacher.train_and_store(setting, part, device, name, described)
+            dist.barrier()
+        if rank == 0:
+            record = store.read_json(store.find("teachers", name) / "record.json")
+            print(f"{name}: {record['accuracy']['top1']:.1f} %, {record['seconds']:.0f} s on {processes} processes")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

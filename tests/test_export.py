@@ -1,0 +1,338 @@
+"""Distilled sets in the formats of other tools: folders, tensors, card, soft labels, and the way back in."""
+
+import dataclasses
+import math
+import subprocess
+import sys
+
+import datasets
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+from torchvision.datasets import ImageFolder
+
+from dwa_core import augment, data, export, external, relabel, store, synthesize
+
+
+@pytest.fixture
+def shared_set(shared_root, digits, tiny_teacher, tiny_setting, monkeypatch, cpu):
+    """Two real images per digit, stored beside the tiny teacher, and the record of a student that learnt from them."""
+    monkeypatch.setenv("DWA_ROOT", str(shared_root))
+    setting = tiny_setting(method="random-real", ipc=2, name="shared")
+    distilled = synthesize.synthesize_or_load(setting, digits, tiny_teacher, cpu)
+    if not setting.record_path().is_file():
+        relabel.evaluate(setting, digits, tiny_teacher, distilled, cpu)
+    return setting, distilled, store.read_json(setting.record_path())
+
+
+# ------------------------------------------------------------------------------------------ images and card
+
+
+def test_image_folder_has_every_image_with_its_label(shared_set, tmp_path):
+    _, distilled, _ = shared_set
+    export.write_image_folder(distilled, tmp_path / "tree")
+    tree = ImageFolder(str(tmp_path / "tree"))
+    assert tree.classes == distilled.classes
+    assert len(tree) == 20
+    for position, (picture, label) in enumerate(tree):
+        index = position % 2
+        assert label == position // 2
+        assert np.array_equal(np.asarray(picture), distilled.images_uint8[index * 10 + label].numpy())
+
+
+@pytest.mark.parametrize("classes", [["zebra", "ant"], ["a/b", "c"], ["tench, Tinca tinca", "goldfish"], ["a", "a."]])
+def test_folders_sort_as_the_labels_do_whatever_the_names(classes, tmp_path):
+    pictures = torch.arange(2, dtype=torch.uint8)[:, None, None, None].expand(2, 8, 8, 3) * 200
+    distilled = synthesize.DistilledSet(pictures, torch.arange(2), torch.zeros(2).int(), classes, "x", {})
+    export.write_image_folder(distilled, tmp_path)
+    tree = ImageFolder(str(tmp_path))
+    assert [(np.asarray(picture).max(), label) for picture, label in tree] == [(0, 0), (200, 1)]
+
+
+def test_exported_folder_can_be_distilled_from_as_ones_own_images(shared_set, tiny_setting, tmp_path, monkeypatch, cpu):
+    _, distilled, _ = shared_set
+    for part in ("train", "test"):
+        export.write_image_folder(distilled, tmp_path / "data" / "own" / part)
+    monkeypatch.setenv("DWA_DATA", str(tmp_path / "data"))
+    loaded = data.load("own", tiny_setting().images, cpu)
+    by_class = distilled.labels.argsort(stable=True)
+    assert torch.equal(loaded.train.images_uint8, distilled.images_uint8[by_class])
+    assert torch.equal(loaded.train.labels, distilled.labels[by_class])
+
+
+def test_parquet_export_opens_with_load_dataset_and_its_card_tells_all(shared_set, tmp_path):
+    setting, distilled, record = shared_set
+    export.export(distilled.artifact, tmp_path / "out", "parquet")
+    table = datasets.load_dataset(str(tmp_path / "out"), split="train")
+    assert table.column_names == ["image", "label", "ipc_index"]
+    assert table["label"][:] == distilled.labels.tolist()
+    text = (tmp_path / "out" / "README.md").read_text()
+    _, front, body = text.split("---\n", 2)
+    assert yaml.safe_load(front)["license"] == "cc-by-4.0"
+    accuracy, taught = record["accuracy"]["reported"], record["teacher"]["accuracy"]["top1"]
+    assert f"| convnet-16 | test/shared | {accuracy:.1f} | 1 | {taught:.1f} |" in body
+    settings_block = body.split("```yaml\n")[1].split("```")[0]
+    assert yaml.safe_load(settings_block) == setting.recorded()
+    for told in (record["versions"]["torch"], "SHA-256", "scikit-learn", "2 images of 16 px for each of 10 classes"):
+        assert told in body
+    assert store.read_json(tmp_path / "out" / "record.json") == distilled.record
+
+
+def test_card_of_a_set_without_a_student_says_so(shared_set):
+    _, distilled, _ = shared_set
+    text = export.card(distilled, [], "parquet")
+    assert "Not evaluated yet." in text
+    assert "training part of digits" in text
+
+
+def test_tensors_are_normalised_as_the_students_see_them(shared_set, tmp_path):
+    setting, distilled, _ = shared_set
+    export.export(distilled.artifact, tmp_path / "out", "tensors")
+    stored = load_file(tmp_path / "out" / "images.safetensors")
+    unit = augment.to_unit_range(distilled.images_uint8)
+    torch.testing.assert_close(stored["images"], augment.normalise(unit, setting.images.mean, setting.images.std))
+    assert torch.equal(stored["labels"], distilled.labels)
+
+
+def test_export_refuses_what_it_cannot_do_and_leaves_nothing(shared_set, tmp_path, refused):
+    _, distilled, _ = shared_set
+    with refused("nothing-ipc1-x", "no such distilled set"):
+        export.export("nothing-ipc1-x", tmp_path / "out", "parquet")
+    with refused("top-k: 11", "10 classes"):
+        export.export(distilled.artifact, tmp_path / "out", "parquet", "one", top_k=11)
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "out").mkdir()
+    with refused("out", "already"):
+        export.export(distilled.artifact, tmp_path / "out", "parquet")
+
+
+def test_soft_labels_larger_than_the_disk_are_refused_before_any_work(shared_set, tmp_path, monkeypatch, refused):
+    _, distilled, _ = shared_set
+    usage = export.shutil.disk_usage(tmp_path)._replace(free=100)
+    monkeypatch.setattr(export.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(relabel, "mixed_batches", None)
+    with refused("soft labels", "GB"):
+        export.export(distilled.artifact, tmp_path / "out", "parquet", "epochs")
+
+
+def test_command_line_exports_with_soft_labels_and_says_their_size_first(shared_set, tmp_path):
+    _, distilled, _ = shared_set
+    command = [sys.executable, "-m", "dwa_core.export", distilled.artifact, "--to", str(tmp_path / "out")]
+    command += ["--soft-labels", "epochs", "--top-k", "3"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    size = export.soft_label_bytes(20, 10, 3, 3)
+    assert done.stdout.splitlines()[0] == f"soft labels: 3 x 20 images, {size / 1e6:.1f} MB"
+    assert len(ImageFolder(str(tmp_path / "out" / "train"))) == 20
+    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (again.returncode, again.stderr.count("\n")) == (2, 1)
+    assert again.stderr.startswith("error: ")
+
+
+# -------------------------------------------------------------------------------------------- soft labels
+
+
+def test_one_soft_label_per_image_is_what_the_teacher_says_of_it(shared_set, tiny_teacher, tmp_path):
+    setting, distilled, _ = shared_set
+    export.export(distilled.artifact, tmp_path / "out", "parquet", "one")
+    images = augment.normalise(
+        augment.to_unit_range(distilled.images_uint8), setting.images.mean, setting.images.std
+    ).contiguous(memory_format=torch.channels_last)
+    expected = tiny_teacher.network(images)
+    found = export.read_soft_labels(tmp_path / "out" / "soft_labels" / "one.safetensors", 10)
+    torch.testing.assert_close(found.softmax(1), expected.softmax(1), atol=2e-3, rtol=2e-3)
+    assert found.argmax(1).tolist() == expected.argmax(1).tolist()
+
+
+def test_student_taught_by_stored_labels_is_the_student_taught_on_the_fly(
+    shared_set, digits, tiny_teacher, tmp_path, monkeypatch, cpu
+):
+    setting, distilled, record = shared_set
+    export.export(distilled.artifact, tmp_path / "out", "parquet", "epochs")
+    files = sorted((tmp_path / "out" / "soft_labels").glob("epoch-*.safetensors"))
+    assert len(files) == setting.relabel.epochs
+    per_file = export.soft_label_bytes(20, 10, 1, None)
+    assert all(per_file < file.stat().st_size < per_file + 200 for file in files)
+
+    class Stored(torch.nn.Module):
+        """A teacher that reads its answers from the files, and never looks at an image."""
+
+        def __init__(self):
+            super().__init__()
+            self.rows = torch.cat([export.read_soft_labels(file, 10) for file in files])
+
+        def forward(self, inputs):
+            rows, self.rows = self.rows[: len(inputs)], self.rows[len(inputs) :]
+            return rows
+
+    monkeypatch.setattr(relabel.models, "frozen_copy", lambda network: network)
+    monkeypatch.setattr(relabel.diversity, "measure", lambda *_: {})
+    taught = dataclasses.replace(tiny_teacher, network=Stored())
+    renamed = setting.model_copy(update={"name": "replayed"})
+    replayed = relabel.evaluate(renamed, digits, taught, distilled, cpu)
+    renamed.record_path().unlink()
+    losses = [[entry["loss"] for entry in found["curve"]] for found in (record, replayed)]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+    assert replayed["accuracy"]["last"] == pytest.approx(record["accuracy"]["last"], abs=1.0)
+
+
+@pytest.mark.parametrize("top_k", [1, 3, 10])
+def test_top_k_keeps_the_likeliest_classes_and_the_share_of_the_rest(top_k, tmp_path):
+    logits = torch.randn(50, 10, generator=torch.Generator().manual_seed(0)) * 5
+    export.save_file(export.packed_logits(logits, top_k, temperature=20.0), tmp_path / "x.safetensors")
+    found = (export.read_soft_labels(tmp_path / "x.safetensors", 10) / 20).softmax(1)
+    expected = (logits / 20).softmax(1)
+    kept = logits.topk(top_k).indices
+    torch.testing.assert_close(found.gather(1, kept), expected.gather(1, kept), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(found.sum(1), torch.ones(50))
+    if top_k < 10:
+        others = found.scatter(1, kept, 0.0)
+        assert torch.allclose(others.amax(1), others.sum(1) / (10 - top_k))
+    divergence = F.kl_div(found.log(), expected, reduction="batchmean").item()
+    assert divergence < {1: 0.04, 3: 0.02, 10: 1e-6}[top_k]
+
+
+def test_size_of_soft_labels_is_that_of_their_tensors():
+    logits = torch.zeros(20, 10)
+    for top_k in (None, 1, 4):
+        tensors = export.packed_logits(logits, top_k, 20.0).values()
+        assert sum(t.nbytes for t in tensors) == export.soft_label_bytes(20, 10, 1, top_k)
+
+
+# ------------------------------------------------------------------------------------------ made elsewhere
+
+
+def external_set(kind: str, distilled, folder, classes=None):
+    """`distilled` as others publish such sets."""
+    classes = classes or distilled.classes
+    if kind == "imagefolder":
+        export.write_image_folder(dataclasses.replace(distilled, classes=classes), folder)
+    elif kind == "SRe2L's names":
+        rows = zip(distilled.images_uint8.numpy(), distilled.labels.tolist(), distilled.ipc_index.tolist(), strict=True)
+        for picture, label, index in rows:
+            place = folder / f"new{label:03d}"
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(place / f"class{label:03d}_id{index:03d}.jpg", quality=95)
+    else:
+        order = torch.randperm(len(distilled.labels), generator=torch.Generator().manual_seed(1))
+        feature = datasets.Value("int64") if kind == "parquet of numbers" else datasets.ClassLabel(names=classes)
+        rows = {
+            "image": [Image.fromarray(distilled.images_uint8[i].numpy()) for i in order.tolist()],
+            "label": distilled.labels[order].tolist(),
+        }
+        (folder / "data").mkdir(parents=True)
+        table = datasets.Dataset.from_dict(rows, features=datasets.Features(image=datasets.Image(), label=feature))
+        table.to_parquet(folder / "data" / "train-00000-of-00001.parquet")
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["imagefolder", "SRe2L's names", "parquet", "parquet of numbers"])
+def test_set_made_elsewhere_is_read_whole_in_our_order(kind, shared_set, tmp_path):
+    _, distilled, _ = shared_set
+    folder = external_set(kind, distilled, tmp_path / "theirs")
+    found = external.read_external(folder, "digits", distilled.classes, 2, 16)
+    if kind.startswith("parquet"):  # its rows were shuffled, so which image of a class is the first is another
+        by_class = found.view(2, 10, -1).long().sum(2).sort(0).values
+        assert torch.equal(by_class, distilled.images_uint8.view(2, 10, -1).long().sum(2).sort(0).values)
+    else:
+        distance = (found.int() - distilled.images_uint8.int()).abs().float().mean()
+        assert distance == 0 if kind == "imagefolder" else distance < 5
+
+
+def test_classes_of_a_set_made_elsewhere_are_matched_by_their_names(shared_set, tmp_path):
+    _, distilled, _ = shared_set
+    backwards = dataclasses.replace(distilled, classes=distilled.classes[::-1], labels=9 - distilled.labels)
+    folder = external_set("parquet", backwards, tmp_path / "theirs")
+    found = external.read_external(folder, "digits", distilled.classes, 2, 16)
+    sums = found.view(2, 10, -1).long().sum(2).sort(0).values
+    assert torch.equal(sums, distilled.images_uint8.view(2, 10, -1).long().sum(2).sort(0).values)
+
+
+def test_set_made_elsewhere_is_evaluated_as_ours_is(shared_set, digits, tiny_teacher, tiny_setting, tmp_path, cpu):
+    _, distilled, record = shared_set
+    folder = external_set("imagefolder", distilled, tmp_path / "theirs")
+    outside = tiny_setting(method="external", distilled=str(folder), ipc=2, name="theirs")
+    stored = synthesize.synthesize_or_load(outside, digits, tiny_teacher, cpu)
+    assert torch.equal(stored.images_uint8, distilled.images_uint8)
+    evaluated = relabel.evaluate(outside, digits, tiny_teacher, stored, cpu)
+    outside.record_path().unlink()
+    assert evaluated["curve"] == record["curve"]
+    assert evaluated["setting"]["distilled"] == str(folder)
+
+
+def test_set_made_elsewhere_that_does_not_fit_is_refused(shared_set, tmp_path, refused):
+    _, distilled, _ = shared_set
+    folder = external_set("imagefolder", distilled, tmp_path / "theirs")
+    with refused("ipc: 3", "has 2 images of class '0'"):
+        external.read_external(folder, "digits", distilled.classes, 3, 16)
+    with refused("has 10 classes", "own has 2"):
+        external.read_external(folder, "own", ["a", "b"], 2, 16)
+    with refused("nowhere", "not a folder"):
+        external.read_external(tmp_path / "nowhere", "digits", distilled.classes, 2, 16)
+    (tmp_path / "empty").mkdir()
+    with refused("empty", "no images"):
+        external.read_external(tmp_path / "empty", "digits", distilled.classes, 2, 16)
+
+
+def test_method_external_and_its_folder_need_each_other(tiny_setting, refused):
+    with refused("distilled: None", "external"):
+        tiny_setting(method="external")
+    with refused("distilled: 'x'", "method dwa"):
+        tiny_setting(method="dwa", distilled="x")
+
+
+# --------------------------------------------------------------------------------------------- DD-Ranking
+
+
+@pytest.mark.parametrize("kind", ["imagefolder", "tensors"])
+def test_ddranking_scores_the_exported_set(kind, shared_set, digits, tmp_path, monkeypatch):
+    hard_label = pytest.importorskip("ddranking.metrics.hard_label", reason="DD-Ranking is not installed")
+    from torchvision import transforms
+
+    setting, distilled, _ = shared_set
+    export.export(distilled.artifact, tmp_path / "out", kind)
+    mean, std = setting.images.mean, setting.images.std
+
+    def part(split, count):
+        images = augment.normalise(augment.to_unit_range(split.images_uint8[:count]), mean, std)
+        return torch.utils.data.TensorDataset(images, split.labels[:count])
+
+    same = {label: label for label in range(10)}
+    real = (3, (16, 16), mean, std, 10, part(digits.train, 200), part(digits.test, 100), part(digits.test, 100))
+    # It would download CIFAR-10; all else is its own.
+    monkeypatch.setattr(hard_label, "get_dataset", lambda *_: (*real, same, same))
+    monkeypatch.setattr(
+        hard_label.LabelRobustScoreHard,
+        "_get_random_data_helper",
+        lambda self, eval_iter: (None, real[5].tensors[0][:20], real[5].tensors[1][:20]),
+    )
+    # Version 0.2.0 counts one of its scores twice, and then cannot write its table.
+    monkeypatch.setattr(hard_label, "save_results", lambda *_: None)
+    monkeypatch.setitem(hard_label.REAL_DATA_ACC_CACHE, "CIFAR10-ConvNet-3", 95.0)
+    seen = transforms.Compose([transforms.ToTensor(), transforms.Normalize(mean, std)])
+    scorer = hard_label.LabelRobustScoreHard(
+        dataset="CIFAR10",
+        ipc=2,
+        model_name="ConvNet-3",
+        data_aug_func=None,  # the defaults of this and of the scheduler lack parameters that they need
+        lr_scheduler="cosine",
+        im_size=(16, 16),
+        num_epochs=10,
+        num_eval=1,
+        num_workers=0,
+        save_path=str(tmp_path / "scores.csv"),
+        custom_train_trans=seen,
+        device="cpu",
+    )
+    if kind == "imagefolder":
+        given = {"image_path": str(tmp_path / "out" / "train")}
+    else:
+        tensors = load_file(tmp_path / "out" / "images.safetensors")
+        given = {"image_tensor": tensors["images"], "hard_labels": tensors["labels"]}
+    scores = scorer.compute_metrics(syn_lr=0.01, **given)
+    assert math.isfinite(scores["improvement_over_random_mean"])
+    # With the labels mixed up, a student of these 20 digits would be right by chance, in 10 of 100 cases.
+    assert 95.0 - scores["hard_label_recovery_mean"] > 30

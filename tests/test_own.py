@@ -1,0 +1,215 @@
+"""One's own images, networks and weights."""
+
+import copy
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from dwa_core import data, models, own, settings, store, synthesize, teacher
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def pictures(tmp_path, monkeypatch):
+    """$DWA_DATA with a plain folder called own: two classes of 15 images, 40 x 36 px, dark red and bright."""
+    random = np.random.default_rng(0)
+    for name, low, high in (("dark", 0, 100), ("bright", 150, 256)):
+        (tmp_path / "data" / "own" / name).mkdir(parents=True)
+        for index in range(15):
+            pixels = random.integers(low, high, (36, 40, 3), dtype=np.uint8)
+            pixels[:, :, 1:] //= 2
+            Image.fromarray(pixels).save(tmp_path / "data" / "own" / name / f"{index}.png")
+    monkeypatch.setenv("DWA_DATA", str(tmp_path / "data"))
+    return tmp_path / "data" / "own"
+
+
+# ---------------------------------------------------------------------------------------------------- images
+
+
+def test_plain_folder_gets_a_test_part_of_every_class_that_is_always_the_same(pictures, cpu, tiny_setting, capsys):
+    found = data.load("own", tiny_setting().images, cpu)
+    assert found.classes == ["bright", "dark"]
+    assert found.train.labels.bincount().tolist() == [12, 12]
+    assert found.test.labels.bincount().tolist() == [3, 3]
+    assert "6 of the 30 images are kept for testing" in capsys.readouterr().out
+    everything = torch.cat([found.train.images_uint8, found.test.images_uint8]).flatten(1)
+    assert len(everything.unique(dim=0)) == 30
+    assert data.load("own", tiny_setting().images, cpu).fingerprint == found.fingerprint
+
+
+def test_class_too_small_for_both_parts_is_refused(pictures, cpu, tiny_setting, refused):
+    for path in list((pictures / "dark").iterdir())[1:]:
+        path.unlink()
+    with refused("own", "test part"):
+        data.load("own", tiny_setting().images, cpu)
+
+
+def test_recipe_follows_the_size_and_colours_are_measured(pictures):
+    found = own.settings_for("own", "convnet-8", 3)
+    assert (found["preset"], found["images"]["side"]) == ("cifar10", 32)
+    train = data.open_folder("own", pictures, 32)[0]["train"]
+    pixels = np.stack([np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR)) for image in train["image"]])
+    assert found["images"]["mean"] == pytest.approx(pixels.reshape(-1, 3).mean(0) / 255, abs=1e-4)
+    assert found["images"]["std"] == pytest.approx(pixels.reshape(-1, 3).std(0) / 255, abs=1e-4)
+    setting = settings.resolve(found)
+    assert (setting.network, setting.student, setting.ipc, setting.dataset) == ("convnet-8", "convnet-8", 3, "own")
+
+
+@pytest.mark.parametrize(("side", "preset", "expected"), [(100, "tiny-imagenet", 64), (200, "imagenet-1k", 224)])
+def test_larger_images_take_a_larger_recipe_with_a_teacher_to_be_trained(side, preset, expected, pictures):
+    for path in pictures.rglob("*.png"):
+        Image.open(path).resize((side + 9, side)).save(path)
+    found = own.settings_for("own", "resnet18", 1)
+    assert (found["preset"], found["images"]["side"]) == (preset, expected)
+    assert settings.resolve(found).teacher.weights is None
+
+
+def test_what_is_said_wins_and_the_settings_file_is_not_overwritten(pictures, own_root):
+    said = own.parsed_differences(["teacher.epochs=3", "images.side=16", "synthesis.rho=0.1", "authors=true"])
+    found = own.settings_for("own", "convnet-8", 1, said)
+    path = own.write_settings(found)
+    assert path == own_root / "settings" / "mine" / "own-convnet-8-dwa-ipc1.yaml"
+    assert settings.read(path) == found
+    setting = settings.resolve(settings.read(path))
+    assert (setting.teacher.epochs, setting.images.side, setting.synthesis.rho, setting.authors) == (3, 16, 0.1, True)
+    path.write_text(path.read_text().replace("epochs: 3", "epochs: 4"))
+    own.write_settings(found)
+    assert settings.read(path)["teacher"]["epochs"] == 4
+
+
+@pytest.mark.parametrize("text", ["epochs", "=3", "teacher.=3"])
+def test_difference_of_another_form_is_refused(text, refused):
+    with refused(repr(text), "stage.key=value"):
+        own.parsed_differences([text])
+
+
+def distill(*arguments: str, root: Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, "notebooks/distill.py", *arguments]
+    variables = {"DWA_ROOT": str(root), "PATH": "/usr/bin:/bin", "HOME": str(root), "OMP_NUM_THREADS": "1"}
+    variables["PYTHONPATH"] = str(REPOSITORY)
+    return subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, env=variables, check=False)
+
+
+def test_one_command_distils_a_folder(pictures, tmp_path):
+    short = ["teacher.epochs=2", "synthesis.iterations=3", "relabel.epochs=2", "device=cpu"]
+    done = distill(str(pictures), "--network", "convnet-8", "--ipc", "2", *short, root=tmp_path / "out")
+    assert done.returncode == 0, done.stdout + done.stderr
+    record = store.read_json(tmp_path / "out" / "results" / "mine" / "own-convnet-8-dwa-ipc2-seed0.json")
+    assert (record["setting"]["ipc"], record["data"]["training_images"]) == (2, 24)
+    stored = tmp_path / "out" / "artifacts" / "distilled" / record["distilled"]["artifact"]
+    assert synthesize.read_parquet(stored).images_uint8.shape == (4, 32, 32, 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "texts"),
+    [
+        (["nowhere"], "error: DATA: nowhere is not a folder"),
+        (["--network", "resnet19"], "error: network: 'resnet19' is not a network"),
+        (["teacher.epoch=3"], "error: teacher.epoch: unknown key"),
+    ],
+)
+def test_what_cannot_be_distilled_is_one_line(arguments, texts, pictures, tmp_path):
+    folder = [] if arguments == ["nowhere"] else [str(pictures)]
+    done = distill(*folder, *arguments, root=tmp_path / "out")
+    assert done.returncode == 2
+    assert done.stderr.startswith(texts)
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "out" / "settings").exists()
+
+
+# -------------------------------------------------------------------------------------------------- networks
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "googlenet", "mobilenetv3_small_050", "resnet10t.c3_in1k"])
+def test_network_of_a_library_is_built_by_its_name_and_seed(name):
+    models.check_network("network", name, "small", 64)
+    network = models.build(name, 7, "torchvision", 64, seed=0)
+    assert network.train()(torch.zeros(2, 3, 64, 64)).shape == (2, 7)
+    again = models.build(name, 7, "torchvision", 64, seed=0).state_dict()
+    assert all(
+        torch.equal(value, again[key]) for key, value in models.build(name, 7, "small", 64, 0).state_dict().items()
+    )
+
+
+def test_network_without_batchnorm_is_refused_as_teacher(refused):
+    for name in ("mobilenet_v3_small", "googlenet", "mobilenetv3_small_050", "densenet121", "regnety_002"):
+        models.check_teacher(name, "torchvision", 64)
+    with refused("'alexnet'", "BatchNorm2d"):
+        models.check_teacher("alexnet", "torchvision", 224)
+
+
+@pytest.mark.parametrize("name", ["mobilenetv3_small_050", "mobilenet_v3_small"])
+def test_matched_statistics_and_their_gradient_are_exact_whatever_follows_the_batchnorm(name):
+    """timm's BatchNorm layers end with an activation, which the one-formula backward must not swallow."""
+    network = models.build(name, 5, "torchvision", 32, seed=0).double()
+    for layer in network.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            nn.init.uniform_(layer.weight, 0.5, 1.5, generator=torch.Generator().manual_seed(1))
+            nn.init.uniform_(layer.running_var, 0.5, 1.5, generator=torch.Generator().manual_seed(2))
+    network = models.frozen_copy(network)
+    images = torch.rand(4, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    images.requires_grad_(True)
+    seen = []
+    plain = copy.deepcopy(network)
+    for layer in plain.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.register_forward_pre_hook(lambda layer, inputs: seen.append((layer, inputs[0])))
+    labels = torch.arange(4)
+    loss = F.cross_entropy(plain(images), labels)
+    for layer, x in seen:
+        loss = loss + 0.1 * torch.linalg.vector_norm(x.var((0, 2, 3), correction=0) - layer.running_var)
+        loss = loss + 0.1 * torch.linalg.vector_norm(x.mean((0, 2, 3)) - layer.running_mean)
+    (expected,) = torch.autograd.grad(loss, images)
+    layers = synthesize.match_statistics(network)
+    assert len(layers) == len(seen)
+    found = F.cross_entropy(network(images), labels)
+    for matched in layers:
+        found = found + 0.1 * torch.linalg.vector_norm(matched.variance - matched.layer.running_var)
+        found = found + 0.1 * torch.linalg.vector_norm(matched.mean - matched.layer.running_mean)
+    (gradient,) = torch.autograd.grad(found, images)
+    torch.testing.assert_close(found, loss)
+    torch.testing.assert_close(gradient, expected)
+
+
+# --------------------------------------------------------------------------------------------------- weights
+
+
+def test_own_weights_stand_in_for_the_training(digits, tiny_teacher, tiny_setting, shared_root, tmp_path, cpu):
+    state = load_file(shared_root / "artifacts" / "teachers" / tiny_teacher.artifact / "model.safetensors")
+    path = tmp_path / "own.safetensors"
+    save_file({k: v.float() for k, v in state.items() if not k.endswith("num_batches_tracked")}, path)
+    setting = tiny_setting(teacher={"weights": str(path)})
+    found = teacher.train_or_load(setting, digits, cpu)
+    assert found.record["curve"] == []
+    assert found.record["accuracy"] == tiny_teacher.record["accuracy"]
+    for name, value in tiny_teacher.network.state_dict().items():
+        if not name.endswith("num_batches_tracked"):
+            assert torch.equal(found.network.state_dict()[name], value)
+    # The name of the artifact follows what is in the file, not what it is called.
+    path.rename(tmp_path / "renamed.safetensors")
+    renamed = tiny_setting(teacher={"weights": str(tmp_path / "renamed.safetensors")})
+    assert teacher.train_or_load(renamed, digits, cpu).artifact == found.artifact
+    save_file({k: v.float() + 1 for k, v in state.items()}, path)
+    assert teacher.train_or_load(setting, digits, cpu).artifact != found.artifact
+
+
+def test_weights_that_do_not_fit_are_refused(digits, tiny_setting, tmp_path, cpu, refused):
+    path = tmp_path / "own.safetensors"
+    setting = tiny_setting(teacher={"weights": str(path)})
+    with refused("teacher.weights", "own.safetensors", "cannot be read"):
+        teacher.train_or_load(setting, digits, cpu)
+    path.write_bytes(b"not safetensors")
+    with refused("teacher.weights", "own.safetensors", "cannot be read"):
+        teacher.train_or_load(setting, digits, cpu)
+    save_file(models.build("convnet-8", 10, "small", 16, 0).state_dict(), path)
+    with refused("teacher.weights", "own.safetensors", "does not fit", "(8, 3, 3, 3)"):
+        teacher.train_or_load(setting, digits, cpu)
