@@ -52,6 +52,7 @@ class ImageData:
     train: "Resident | Streamed"
     test: "Resident | Streamed"
     fingerprint: str  # of the decoded images where they are kept, else of their files
+    place: str = ""  # how large the images are and where they are kept, for the log
 
 
 def load(name: str, images: Images, device: torch.device, ipc: int = 1) -> ImageData:
@@ -68,10 +69,10 @@ def load(name: str, images: Images, device: torch.device, ipc: int = 1) -> Image
     size = sum(map(len, parts.values())) * images.side**2 * 3
     place = "files" if images.side > RESIDENT_SIDE else place_for(size, device)
     told = {"files": "left in their files", "host": "in host memory", "device": f"on {device}"}[place]
-    print(f"{name}: {size / 1e6:,.1f} MB decoded at {images.side} px, {told}")
+    told = f"{size / 1e6:,.1f} MB decoded at {images.side} px, {told}"
     if place == "files":
         splits = {part: Streamed(dataset, images.side) for part, dataset in parts.items()}
-        return ImageData(name, classes, splits["train"], splits["test"], store.digest(source, images.side))
+        return ImageData(name, classes, splits["train"], splits["test"], store.digest(source, images.side), told)
     tensors, content = decoded(name, parts, images.side, source, classes)
     splits = {
         part: Resident(
@@ -79,7 +80,7 @@ def load(name: str, images: Images, device: torch.device, ipc: int = 1) -> Image
         )
         for part in ("train", "test")
     }
-    return ImageData(name, classes, splits["train"], splits["test"], content)
+    return ImageData(name, classes, splits["train"], splits["test"], content, told)
 
 
 def place_for(size: int, device: torch.device) -> str:
@@ -457,6 +458,7 @@ class Streamed:
             batch_sampler=[batch.tolist() for batch in chosen],
             num_workers=self.workers,
             pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # else it draws from the global one
         )
         for images, labels in readable(loader):
             images = images.float().div_(255).contiguous(memory_format=torch.channels_last)

@@ -23,7 +23,8 @@ RUNNER = Path(__file__).with_name("run.py")
 # Ray starts a task again when its worker or machine is lost; checkpoints let it go on. What a notebook itself
 # answers with, such as bad settings, is not tried again.
 RETRIES = 3
-PASSED_ON = ("DWA_ROOT", "DWA_DATA", "DWA_TENSORBOARD", "PYTHONPATH", "HF_HOME", "HF_TOKEN")
+PATHS = ("DWA_ROOT", "DWA_DATA", "DWA_TENSORBOARD")  # made absolute, for workers have another current folder
+PASSED_ON = ("PYTHONPATH", "HF_HOME")
 LAST_LINES = 3
 # Settings that agree in these share their teachers; those that agree in all but these, their distilled sets.
 TEACHER_KEYS = {"dataset", "network", "stem", "precision", "deterministic", "tasks", "images", "teacher"}
@@ -47,7 +48,11 @@ def main() -> int:
     except settings.InputError as error:
         return failed(str(error))
     variables = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-    ray.init(log_to_driver=False, runtime_env={"env_vars": variables})
+    variables |= {name: os.path.abspath(os.environ[name]) for name in PATHS if os.environ.get(name)}
+    try:
+        ray.init(log_to_driver=False, runtime_env={"env_vars": variables})
+    except Exception as error:  # what Ray raises for a machine that does not start in time is no kind of its own
+        return failed(f"Ray cannot be started or reached; {' '.join(str(error).split())}")
     gpus = given.gpus_per_task
     if gpus is None:
         gpus = 1 if ray.cluster_resources().get("GPU") else 0
