@@ -304,13 +304,16 @@ def files(profile: str, product: str | None = None) -> list[Path]:
 
 
 def stored_record(setting: Setting) -> dict | None:
-    """The record of `setting`; None where there is none, or a damaged one, or one of other numbers."""
+    """The record of `setting`; None where there is none, or a damaged one, or one of other numbers.
+
+    Its setting has the fields that came later than the record, at their defaults.
+    """
     try:
         record = json.loads(setting.record_path().read_text())
         recorded = Setting.model_validate({**record["setting"], "seeds": setting.seeds})
     except (OSError, ValueError, KeyError):
         return None
-    return record if recorded.recorded() == setting.recorded() else None
+    return {**record, "setting": setting.recorded()} if recorded.recorded() == setting.recorded() else None
 
 
 def read(path: Path) -> dict:
@@ -335,5 +338,6 @@ def read(path: Path) -> dict:
             raise InputError(f"{key}: {shown(parameters.get(key))} is not allowed; {path} must say {expected}")
     for key, example in {"seeds": "[0, 1, 2]", "shown_in": "[table-1]"}.items():
         if key in parameters and not re.search(rf"^{key}: *\[[\w, -]*\] *$", text, re.MULTILINE):
-            raise InputError(f"{key}: {shown(parameters[key])} must stand on a line as in `{key}: {example}`, for make")
+            value = shown(parameters[key])
+            raise InputError(f"{key}: {value} in {path} must stand on a line as in `{key}: {example}`, for make")
     return parameters
