@@ -258,10 +258,10 @@ def test_deterministic_setting_reaches_torch_and_the_names_of_artifacts(tiny_set
     exact = settings.from_notebook({**given, "deterministic": True, "In": []})
     assert torch.are_deterministic_algorithms_enabled()
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
-    assert teacher.identity(plain, "data")[0] != teacher.identity(exact, "data")[0]
-    names = [synthesize.identity(setting, "data", "teacher")[0] for setting in (plain, exact)]
+    assert teacher.describe(plain, "data")[0] != teacher.describe(exact, "data")[0]
+    names = [synthesize.describe(setting, "data", "teacher")[0] for setting in (plain, exact)]
     assert names[0] != names[1]
-    assert "deterministic" not in teacher.identity(plain, "data")[1]
+    assert "deterministic" not in teacher.describe(plain, "data")[1]
 
 
 @pytest.mark.usefixtures("algorithms")
