@@ -80,7 +80,7 @@ def accuracy_bars(runs: list[Run]) -> Figure:
         return nothing_to_draw("no record yet")
     printed = published().assign(variant="").set_index(["dataset", "ipc", "network", "method", "variant"])["top1_mean"]
     figure, axis = plt.subplots(figsize=(8, 1 + 0.35 * len(done.groupby(["group", "method", "variant"]))))
-    place, ticks = 0.0, {}
+    place, ticks, printed_drawn = 0.0, {}, False
     for group in dict.fromkeys(done["group"]):
         in_group = done[done["group"] == group]
         rows = sorted(
@@ -97,6 +97,7 @@ def accuracy_bars(runs: list[Run]) -> Figure:
             # Print is compared with runs under the authors' switches alone.
             if key in printed.index and chosen.iloc[0]["authors"]:
                 axis.scatter(printed[key], place, marker="D", s=40, color="black", zorder=4)
+                printed_drawn = True
             place += 1
         place += 1.2
     axis.set(yticks=list(ticks.values()), yticklabels=list(ticks), xlim=(0, 100), xlabel="test accuracy, %")
@@ -104,7 +105,8 @@ def accuracy_bars(runs: list[Run]) -> Figure:
     axis.grid(axis="y", visible=False)
     handles = [Patch(facecolor=COLOURS[method], edgecolor="black", label=name) for method, name in METHODS.items()]
     handles.append(Line2D([], [], ls="", marker="o", ms=4, mfc="white", mec="black", label="one student"))
-    handles.append(Line2D([], [], ls="", marker="D", ms=6, color="black", label="in print"))
+    if printed_drawn:
+        handles.append(Line2D([], [], ls="", marker="D", ms=6, color="black", label="in print"))
     axis.legend(handles=handles, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     return figure
 
@@ -163,7 +165,8 @@ def gain_bars(runs: list[Run]) -> Figure:
     axis.axhline(0, color="black", lw=1)
     axis.margins(y=0.12)
     axis.set_xlim(-0.7, len(frame) - 0.3)
-    axis.set_xticks(range(len(frame)), [f"{name}\nipc {ipc}\n{student}" for name, ipc, student in frame.index])
+    labels = [f"{name}\nipc {ipc}\n{student}".replace(" (", "\n(") for name, ipc, student in frame.index]
+    axis.set_xticks(range(len(frame)), labels)
     axis.set_ylabel("gain in test accuracy, points")
     axis.grid(axis="x", visible=False)
     axis.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
@@ -278,6 +281,7 @@ def steps_rho_map(runs: list[Run]) -> Figure:
         )
         axis.set(xlabel=r"weight magnitude $\rho$", ylabel="steps K")
         axis.grid(False)
+        axis.tick_params(axis="y", rotation=0)
         axis.set_title(panel.replace("\n", ", "), loc="left", fontsize="medium")
     return figure
 
