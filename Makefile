@@ -10,6 +10,11 @@ RUN := $(VENV)/bin/python notebooks/run.py
 comma := ,
 # Every rule is written out: make need not try its own on some thousand names.
 MAKEFLAGS += --no-builtin-rules
+ifeq ($(PROFILE),demo)
+# Most of a run of the demo is the start of a kernel: two at a time, with one thread each.
+MAKEFLAGS += --jobs=2
+export OMP_NUM_THREADS ?= 1
+endif
 # Targets lie in this folder, so what they run must write here.
 unexport DWA_ROOT
 

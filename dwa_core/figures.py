@@ -19,6 +19,8 @@ from dwa_core.report import CELL, METHODS, Run, dataset_label, published
 
 # Shades that stay apart in black and white, from light to dark.
 COLOURS = {"random-real": "#d9d9d9", "sre2l": "#74a9cf", "dwa": "#034e7b", "external": "#ffffff"}
+# Images in a t-SNE, so that 100 classes take about a minute: real ones in all, and at most of each class.
+TSNE_REAL, TSNE_PER_CLASS = 2_000, 20
 LIGHT, DARK = COLOURS["sre2l"], COLOURS["dwa"]
 
 
@@ -78,7 +80,7 @@ def accuracy_bars(runs: list[Run]) -> Figure:
         return nothing_to_draw("no record yet")
     printed = published().assign(variant="").set_index(["dataset", "ipc", "network", "method", "variant"])["top1_mean"]
     figure, axis = plt.subplots(figsize=(8, 1 + 0.35 * len(done.groupby(["group", "method", "variant"]))))
-    place, ticks = 0.0, {}
+    place, ticks, printed_drawn = 0.0, {}, False
     for group in dict.fromkeys(done["group"]):
         in_group = done[done["group"] == group]
         rows = sorted(
@@ -95,6 +97,7 @@ def accuracy_bars(runs: list[Run]) -> Figure:
             # Print is compared with runs under the authors' switches alone.
             if key in printed.index and chosen.iloc[0]["authors"]:
                 axis.scatter(printed[key], place, marker="D", s=40, color="black", zorder=4)
+                printed_drawn = True
             place += 1
         place += 1.2
     axis.set(yticks=list(ticks.values()), yticklabels=list(ticks), xlim=(0, 100), xlabel="test accuracy, %")
@@ -103,7 +106,8 @@ def accuracy_bars(runs: list[Run]) -> Figure:
     drawn = [method for method in METHODS if (done["method"] == method).any()]
     handles = [Patch(facecolor=COLOURS[method], edgecolor="black", label=METHODS[method]) for method in drawn]
     handles.append(Line2D([], [], ls="", marker="o", ms=4, mfc="white", mec="black", label="one student"))
-    handles.append(Line2D([], [], ls="", marker="D", ms=6, color="black", label="in print"))
+    if printed_drawn:
+        handles.append(Line2D([], [], ls="", marker="D", ms=6, color="black", label="in print"))
     axis.legend(handles=handles, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     return figure
 
@@ -161,7 +165,9 @@ def gain_bars(runs: list[Run]) -> Figure:
                 )
     axis.axhline(0, color="black", lw=1)
     axis.margins(y=0.12)
-    axis.set_xticks(range(len(frame)), [f"{name}\nipc {ipc}\n{student}" for name, ipc, student in frame.index])
+    axis.set_xlim(-0.7, len(frame) - 0.3)
+    labels = [f"{name}\nipc {ipc}\n{student}".replace(" (", "\n(") for name, ipc, student in frame.index]
+    axis.set_xticks(range(len(frame)), labels)
     axis.set_ylabel("gain in test accuracy, points")
     axis.grid(axis="x", visible=False)
     axis.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
@@ -276,6 +282,7 @@ def steps_rho_map(runs: list[Run]) -> Figure:
         )
         axis.set(xlabel=r"weight magnitude $\rho$", ylabel="steps K")
         axis.grid(False)
+        axis.tick_params(axis="y", rotation=0)
         axis.set_title(panel.replace("\n", ", "), loc="left", fontsize="medium")
     return figure
 
@@ -371,11 +378,10 @@ def gallery(runs: list[Run]) -> Figure:
     return figure
 
 
-def embedding(runs: list[Run], per_class: int = 20) -> Figure:
+def embedding(runs: list[Run]) -> Figure:
     """One t-SNE of logits for each teacher and ipc that has both methods: SRe2L left, DWA right, over real images.
 
-    Contours are the density of the real test images, points are distilled images: of each class the first
-    `per_class` at most of either, so that 100 classes take about a minute.
+    Contours are the density of real test images, points are distilled images.
     """
     pairs = {}
     for record in distilled_once(runs):
@@ -383,9 +389,7 @@ def embedding(runs: list[Run], per_class: int = 20) -> Figure:
         if report.variant(setting, setting["teacher"]["epochs"]) == "":
             key = (record["teacher"]["artifact"], group_label(setting, "network"))
             pairs.setdefault(key, {})[setting["method"]] = record
-    places = {
-        group: tsne_places(pair, per_class) for (_, group), pair in pairs.items() if {"sre2l", "dwa"} <= set(pair)
-    }
+    places = {group: tsne_places(pair) for (_, group), pair in pairs.items() if {"sre2l", "dwa"} <= set(pair)}
     places = {group: found for group, found in places.items() if found is not None}
     if not places:
         return nothing_to_draw("no teacher with a set of SRe2L and one of DWA on this machine")
@@ -396,7 +400,7 @@ def embedding(runs: list[Run], per_class: int = 20) -> Figure:
         for axis, method, marker in zip(row, ("sre2l", "dwa"), ("x", "o"), strict=True):
             x, y = found["real"].T
             sns.kdeplot(x=x, y=y, ax=axis, levels=8, bw_adjust=0.5, cmap="Greys", linewidths=1)
-            axis.scatter(*found[method].T, marker=marker, s=18, color=DARK, label=METHODS[method])
+            axis.scatter(*found[method].T, marker=marker, s=18, lw=1, color=DARK, zorder=3)
             axis.set(xticks=[], yticks=[], xlabel="", ylabel="")
             axis.set_title(METHODS[method])
         row[0].set_ylabel(group)
@@ -407,7 +411,7 @@ def embedding(runs: list[Run], per_class: int = 20) -> Figure:
     return figure
 
 
-def tsne_places(pair: dict[str, dict], per_class: int) -> dict[str, np.ndarray] | None:
+def tsne_places(pair: dict[str, dict]) -> dict[str, np.ndarray] | None:
     """Places in the plane of "real", "sre2l" and "dwa", (N, 2) each; `pair` holds a record for each of the methods.
 
     None, and a line that says why, where the real images or the teacher are not at hand.
@@ -429,6 +433,7 @@ def tsne_places(pair: dict[str, dict], per_class: int) -> dict[str, np.ndarray] 
             splits[method] = distilled.split(device)
     logits = {}
     for name, split in splits.items():
+        per_class = max(TSNE_PER_CLASS, TSNE_REAL // len(real.classes)) if name == "real" else TSNE_PER_CLASS
         some = diversity.first_of_each_class(split, per_class)
         _, logits[name] = diversity.features_and_logits(teacher, some, setting.images.mean, setting.images.std, device)
     return diversity.tsne(logits)

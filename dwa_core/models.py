@@ -251,7 +251,7 @@ def published(name: str, weights: str, classes: int) -> nn.Module:
     """A torchvision network with torchvision's published `weights`, for example IMAGENET1K_V1.
 
     Raises:
-        InputError: there are no such weights, they have other classes, or they cannot be downloaded.
+        InputError: there are no such weights, they have other classes, or they cannot be downloaded or read.
     """
     stems("network", name)
     found = find_weights(name, weights)
@@ -263,8 +263,8 @@ def published(name: str, weights: str, classes: int) -> nn.Module:
     try:
         # Left to torchvision, whatever the file holds would be unpickled, code included.
         state = found.get_state_dict(check_hash=True, weights_only=True)
-    except OSError as error:
-        raise InputError(f"teacher.weights: {weights!r} cannot be downloaded; {error}") from None
+    except Exception as error:  # the download, its checksum, or what the file would have run
+        raise InputError(f"teacher.weights: {weights!r} cannot be downloaded or read; {error}") from None
     network = torchvision.models.get_model(name, weights=None, num_classes=classes)
     network.load_state_dict(state)
     return network

@@ -161,8 +161,8 @@ DEMO_SIZES = {
         # As far from the std of the teacher's training as CIFAR-10's is.
         "authors": {"images": {"std_after_teacher": [0.308] * 3}},
         "teacher": {"epochs": 20, "crop_padding": 2},
-        "synthesis": {"iterations": 200, "classes_per_batch": 10, "roll": [0, 2]},
-        "relabel": {"crop_padding": 2, "test_every": 100},
+        "synthesis": {"iterations": 100, "classes_per_batch": 10, "roll": [0, 2]},
+        "relabel": {"epochs": 100, "batch_size": 16, "crop_padding": 2, "test_every": 50},
     },
     "digits-tiny-imagenet-recipe": {
         "network": "convnet-32",
@@ -176,10 +176,10 @@ DEMO_SIZES = {
     # multiple of a vision transformer's patches.
     "digits-imagenet-1k-recipe": {
         "images": {**DIGITS_IMAGES, "side": 80},
-        "teacher": {"epochs": 3, "batch_size": 64, "weights": None},
-        "synthesis": {"iterations": 20, "classes_per_batch": 5, "roll": [0, 11]},
+        "teacher": {"epochs": 1, "batch_size": 64, "weights": None},
+        "synthesis": {"iterations": 10, "classes_per_batch": 5, "roll": [0, 11]},
         "relabel": {"epochs": 10},
-        "sre2l": {"iterations": 40},
+        "sre2l": {"iterations": 20},
     },
 }
 

@@ -155,13 +155,16 @@ class Setting(Strict):
         return self.model_dump(exclude=NOT_RECORDED)
 
     def read_record(self) -> dict | None:
-        """The record of this very setting, or None where there is none that can be used."""
+        """The record of this very setting, or None where there is none that can be used.
+
+        Its setting has the fields that came later than the record, at their defaults.
+        """
         try:
             record = json.loads(self.record_path().read_text())
             recorded = Setting.model_validate({**record["setting"], "seeds": self.seeds}).recorded()
         except (OSError, ValueError, KeyError, TypeError):  # none yet, damaged, or of an older form
             return None
-        return record if recorded == self.recorded() else None
+        return {**record, "setting": recorded} if recorded == self.recorded() else None
 
 
 # ----------------------------------------------------------------------------------------------- checks
@@ -379,5 +382,6 @@ def read(path: Path) -> dict:
             raise InputError(f"{key}: {shown(parameters.get(key))} is not allowed; {path} must say {expected}")
     for key, example in {"seeds": "[0, 1, 2]", "shown_in": "[table-1]"}.items():
         if key in parameters and not re.search(rf"^{key}: *\[[\w, -]*\] *$", text, re.MULTILINE):
-            raise InputError(f"{key}: {shown(parameters[key])} must stand on a line as in `{key}: {example}`, for make")
+            value = shown(parameters[key])
+            raise InputError(f"{key}: {value} in {path} must stand on a line as in `{key}: {example}`, for make")
     return parameters

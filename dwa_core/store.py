@@ -121,11 +121,9 @@ def damage(folder: Path) -> str | None:
         return "it was made with other settings than its name says"
     expected, found = record["files"], file_checksums(folder)
     if (folder / SUMS).is_file():  # those made before there was one have the sums in their record alone
-        lines = (folder / SUMS).read_bytes().decode(errors="replace").splitlines()
-        expected = {name: total for total, _, name in (line.partition("  ") for line in lines)}
-        if expected != record["files"] | {"record.json": checksum(folder / "record.json")}:
+        sums = expected | {"record.json": checksum(folder / "record.json")}
+        if (folder / SUMS).read_bytes() != sums_file(sums):
             return f"record.json or {SUMS} is damaged"
-        expected = record["files"]
     for name in sorted(expected.keys() | found.keys()):
         if name not in found:
             return f"{name} is missing"
@@ -218,8 +216,12 @@ def seal(folder: Path, described: dict, **more) -> None:
     """Writes the record of the artifact in `folder` and then its checksums, the last of its files."""
     sums = file_checksums(folder)
     write_json(folder / "record.json", {"settings": described, "files": sums, **more})
-    sums = sums | {"record.json": checksum(folder / "record.json")}
-    (folder / SUMS).write_text("".join(f"{total}  {name}\n" for name, total in sums.items()))
+    (folder / SUMS).write_bytes(sums_file(sums | {"record.json": checksum(folder / "record.json")}))
+
+
+def sums_file(sums: dict[str, str]) -> bytes:
+    """The content of SHA256SUMS."""
+    return "".join(f"{total}  {name}\n" for name, total in sorted(sums.items())).encode()
 
 
 def write_json(path: Path, value) -> None:

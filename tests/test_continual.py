@@ -115,7 +115,7 @@ def test_teacher_without_an_image_says_nothing_of_it():
 @pytest.mark.parametrize("mixing", ["mixup", "cutmix"])
 def test_shares_are_those_of_the_pixels(mixing, setting_of, digits, cpu, monkeypatch):
     """Images of task 0 are made black and those of task 1 white, so that the mean of a mixed image is its share."""
-    setting = setting_of(tasks=2, relabel={"mixing": mixing, "epochs": 2, "crop_padding": 0})
+    setting = setting_of(tasks=2, relabel={"mixing": mixing, "epochs": 2, "batch_size": 20, "crop_padding": 0})
     parts = continual.split_into_tasks(setting, digits)
     teachers = [teacher.train_or_load(setting, part, cpu) for part in parts]
     distilled = [

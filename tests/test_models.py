@@ -1,11 +1,14 @@
 """Networks: their sizes and shapes, weights by seed alone, names, devices and precision."""
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dwa_core import models
+from dwa_core import models, relabel, settings, synthesize, teacher
 
 
 def weights(network: nn.Module) -> torch.Tensor:
@@ -200,19 +203,74 @@ def test_unknown_published_weights_are_refused(name, weights_name, refused):
         models.published(name, weights_name, 1000)
 
 
-def test_published_weights_of_other_classes_are_refused(monkeypatch, refused):
-    monkeypatch.setattr("torchvision.models.get_model", lambda *_, **__: nn.Sequential(nn.Linear(4, 1000)))
+def test_published_weights_of_other_classes_are_refused(refused):
     with refused("teacher.weights", "1000 classes", "has 10"):
         models.published("resnet18", "IMAGENET1K_V1", 10)
+
+
+DOWNLOAD = "torchvision.models._api.load_state_dict_from_url"
 
 
 def test_published_weights_that_cannot_be_downloaded_are_refused(monkeypatch, refused):
     def unreachable(*_, **__):
         raise OSError("no route to host")
 
-    monkeypatch.setattr("torchvision.models.get_model", unreachable)
+    monkeypatch.setattr(DOWNLOAD, unreachable)
     with refused("teacher.weights", "cannot be downloaded", "no route to host"):
         models.published("resnet18", "IMAGENET1K_V1", 1000)
+
+
+def test_published_weights_are_checked_and_nothing_in_their_file_is_run(monkeypatch, tmp_path, refused):
+    state = models.build("resnet18", 1000, "torchvision", 224, seed=3).state_dict()
+    asked = {}
+    monkeypatch.setattr(DOWNLOAD, lambda url, **options: asked.update(options) or state)
+    found = models.published("resnet18", "IMAGENET1K_V1", 1000).state_dict()
+    assert asked == {"check_hash": True, "weights_only": True}
+    assert all(torch.equal(found[name], value) for name, value in state.items())
+
+    class Harmful:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "was-run",)
+
+    torch.save({"weight": Harmful()}, tmp_path / "weights.pth")
+    file = tmp_path / "weights.pth"
+    monkeypatch.setattr(DOWNLOAD, lambda url, weights_only, **_: torch.load(file, weights_only=weights_only))
+    with refused("teacher.weights", "cannot be downloaded or read"):
+        models.published("resnet18", "IMAGENET1K_V1", 1000)
+    assert not (tmp_path / "was-run").exists()
+
+
+@pytest.fixture
+def algorithms():
+    """The global switches of torch are put back."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    yield
+    torch.use_deterministic_algorithms(before[0])
+    torch.backends.cudnn.benchmark = before[1]
+
+
+@pytest.mark.usefixtures("algorithms")
+def test_deterministic_setting_reaches_torch_and_the_names_of_artifacts(tiny_setting, monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    given = {"preset": "digits", "profile": "test", "name": "tiny"}
+    plain = settings.from_notebook({**given, "In": []})
+    assert not torch.are_deterministic_algorithms_enabled()
+    exact = settings.from_notebook({**given, "deterministic": True, "In": []})
+    assert torch.are_deterministic_algorithms_enabled()
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    assert teacher.describe(plain, "data")[0] != teacher.describe(exact, "data")[0]
+    names = [synthesize.describe(setting, "data", "teacher")[0] for setting in (plain, exact)]
+    assert names[0] != names[1]
+    assert "deterministic" not in teacher.describe(plain, "data")[1]
+
+
+@pytest.mark.usefixtures("algorithms")
+def test_whole_chain_runs_with_deterministic_algorithms(tiny_setting, digits, tiny_teacher, cpu):
+    models.use_deterministic_algorithms()
+    setting = tiny_setting(synthesis={"resized_crop": True}, relabel={"crop": "resized", "mixing": "cutmix"})
+    trained = teacher.train_or_load(tiny_setting(teacher={"epochs": 1}), digits, cpu)
+    distilled = synthesize.synthesize_or_load(setting, digits, trained, cpu)
+    assert relabel.evaluate(setting, digits, trained, distilled, cpu)["accuracy"]["last"] > 0
 
 
 def test_auto_takes_bf16_only_where_the_device_computes_in_it(monkeypatch, cpu):

@@ -79,26 +79,6 @@ def test_setting_notebook_knows_every_parameter_of_every_settings_file():
         assert set(settings.read(path)) <= known, short(path)
 
 
-@pytest.mark.parametrize("path", SETTINGS_FILES, ids=short)
-def test_settings_file_resolves_and_make_reads_its_seeds(path):
-    setting = settings.resolve(settings.read(path))
-    plan = subprocess.run(
-        ["make", "--dry-run", "--always-make", f"results/{setting.profile}/{setting.name}.json"],
-        capture_output=True,
-        text=True,
-        cwd=REPOSITORY,
-        check=True,
-    ).stdout
-    runs = re.findall(rf"run.py {re.escape(short(path))} --seed (\d+)", plan)
-    assert [int(seed) for seed in runs] == setting.seeds
-
-
-def test_make_alone_lists_the_targets():
-    listed = subprocess.run(["make"], capture_output=True, text=True, cwd=REPOSITORY, check=True).stdout
-    for target in ("reproduce", "test", "lab", "clean", "distclean"):
-        assert re.search(rf"make {target} +\w", listed)
-
-
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory) -> Path:
     """One seed of DWA and of SRe2L from the demo profile, run as make runs them."""

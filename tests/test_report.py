@@ -254,6 +254,16 @@ def test_runs_without_a_record_or_with_one_of_other_numbers_are_missing(add, tmp
     assert [run.record for run in report.runs_of("trial", "table-1")] == [None] * 3
 
 
+def test_record_from_before_a_field_came_still_counts(add, tmp_path):
+    add("one", 30.0, seeds=[0])
+    path = tmp_path / "results" / "trial" / "one-seed0.json"
+    record = json.loads(path.read_text())
+    del record["setting"]["tasks"]
+    path.write_text(json.dumps(record))
+    (run,) = report.runs_of("trial")
+    assert run.record["setting"] == run.setting
+
+
 def test_notes_tell_of_lacking_images_and_of_teachers(add):
     data = {"fingerprint": "0" * 64, "training_images": 49_000, "test_images": 9_500, "classes": 10}
     add("dwa", 40.0, teacher={"epochs": 30}, record={"data": data})

@@ -202,6 +202,7 @@ BAD = {
     "standard deviation 0": ({"images": {"std": [0.2, 0.0, 0.2]}}, "images.std", "0.0"),
     "mean that is no number": ({"images": {"mean": [0.5, float("nan"), 0.5]}}, "images.mean", "nan"),
     "two channels": ({"images": {"mean": [0.5, 0.5]}}, "images.mean", "[0.5, 0.5]"),
+    "a product that make cannot have": ({"shown_in": ["chart-1"]}, "shown_in", "'chart-1'"),
     "name with a slash": ({"name": "a/b"}, "name", "'a/b'"),
     "key of several lines": ({"ipc\nseed": 1}, "unknown key"),
     "value of several lines": ({"method": "dwa\nsre2l"}, "method", "dwa"),
@@ -277,6 +278,8 @@ def test_exponent_that_yaml_reads_as_text_is_refused_with_a_hint(settings_file, 
         ("profile: lite\n\tname: setting\n", "not YAML"),
         (b"profile: lite\nname: setting\npreset: \xe9\n", "not YAML"),
         ("name: setting\npreset: cifar10\n", "profile"),
+        ("profile: lite\nname: setting\nseeds:\n- 0\n", "seeds: [0, 1, 2]"),
+        ("profile: lite\nname: setting\nshown_in: table-1\n", "shown_in: [table-1]"),
         ("profile: paper\nname: setting\npreset: cifar10\n", "'paper'"),
         ("profile: lite\nname: other\npreset: cifar10\n", "'other'"),
     ],
@@ -290,6 +293,16 @@ def test_bad_settings_file_is_refused_in_one_line_that_names_it(content, text, s
 def test_missing_settings_file_is_refused(tmp_path, refused):
     with refused(str(tmp_path / "lite" / "none.yaml"), "cannot be read"):
         settings.read(tmp_path / "lite" / "none.yaml")
+
+
+def test_files_of_a_product_are_those_that_name_it_or_say_nothing(settings_file, tmp_path, monkeypatch):
+    path = settings_file("profile: lite\nname: setting\npreset: cifar10\n")
+    other = path.with_name("other.yaml")
+    other.write_text("profile: lite\nname: other\npreset: cifar10\nshown_in: [table-3, figure-variance]\n")
+    monkeypatch.setattr(settings, "SETTINGS", tmp_path)
+    assert settings.files("lite") == [other, path]
+    assert settings.files("lite", "table-3") == [other]
+    assert settings.files("lite", "table-1") == settings.files("lite", "figure-gallery") == [path]
 
 
 # ---------------------------------------------------------------------------------------------- notebooks
@@ -314,6 +327,14 @@ def test_parameter_that_papermill_does_not_know_is_refused(refused):
 def test_unknown_network_is_refused_before_any_work(key, refused):
     with refused(key, "'resnet19'", "resnet18", "convnet-N"):
         settings.from_notebook({**NOTEBOOK, key: "resnet19"})
+
+
+def test_network_that_cannot_be_a_teacher_is_refused_before_any_work(refused):
+    transformer = {"network": "vit_tiny_patch16_224", "stem": "torchvision", "images": {"side": 32}}
+    with refused("network", "BatchNorm2d"):
+        settings.from_notebook({**NOTEBOOK, **transformer})
+    with refused("stem", "student", "small"):
+        settings.from_notebook({**NOTEBOOK, "student": "vit_tiny_patch16_224"})
 
 
 def test_notebook_of_a_profile_knows_profiles_and_no_other_parameter(refused):

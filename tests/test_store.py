@@ -2,7 +2,7 @@
 
 import ast
 import json
-import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,16 +12,16 @@ import dwa_core
 from dwa_core import store
 
 
-def name_of(label: str) -> str:
-    """The name of the artifact whose settings are `label`."""
-    return f"{label}-{store.digest(label)}"
+def named(label: str) -> str:
+    """The name of an artifact whose settings are {"label": label}."""
+    return f"{label}-{store.digest({'label': label})}"
 
 
 def make_artifact(kind: str, label: str, content: str = "content") -> Path:
-    with store.new_artifact(kind, name_of(label)) as folder:
+    with store.new_artifact(kind, named(label)) as folder:
         (folder / "file.txt").write_text(content)
-        store.seal(folder, label)
-    return store.find(kind, name_of(label))
+        store.seal(folder, {"label": label})
+    return store.find(kind, named(label))
 
 
 def files(folder: Path) -> list[Path]:
@@ -78,15 +78,14 @@ def test_fingerprint_sees_names_shapes_types_and_bytes():
 
 
 def test_new_artifact_appears_whole_under_its_name(own_root):
-    name = name_of("one")
-    with store.new_artifact("teachers", name) as folder:
+    with store.new_artifact("teachers", named("one")) as folder:
         (folder / "file.txt").write_text("content")
-        store.seal(folder, "one")
-        assert store.find("teachers", name) is None
-    found = store.find("teachers", name)
-    assert found == own_root / "artifacts" / "teachers" / name
+        store.seal(folder, {"label": "one"})
+        assert store.find("teachers", named("one")) is None
+    found = store.find("teachers", named("one"))
+    assert found == own_root / "artifacts" / "teachers" / named("one")
     assert [path.name for path in files(found)] == ["SHA256SUMS", "file.txt", "record.json"]
-    assert [path.name for path in found.parent.iterdir()] == [name]
+    assert [path.name for path in found.parent.iterdir()] == [named("one")]
     assert found.stat().st_mode & 0o777 == 0o755
 
 
@@ -94,7 +93,7 @@ def test_new_artifact_appears_whole_under_its_name(own_root):
 def test_new_artifact_leaves_nothing_behind_when_its_block_raises(error, own_root):
     def broken():
         with store.new_artifact("teachers", "one") as folder:
-            store.write_json(folder / "record.json", {})
+            store.seal(folder, {})
             raise error("stopped")
 
     with pytest.raises(error, match="stopped"):
@@ -107,27 +106,45 @@ def test_finished_artifact_is_not_overwritten():
     first = make_artifact("teachers", "one", "first")
     assert make_artifact("teachers", "one", "second") == first
     assert (first / "file.txt").read_text() == "first"
-    assert [path.name for path in first.parent.iterdir()] == [name_of("one")]
+    assert [path.name for path in first.parent.iterdir()] == [named("one")]
+
+
+def test_what_a_killed_run_left_half_made_goes_with_the_next_attempt(own_root):
+    left = own_root / "artifacts" / "teachers" / f".{named('one')}.abcdefgh"
+    left.mkdir(parents=True)
+    (left / "file.txt").write_text("half")
+    made = make_artifact("teachers", "one")
+    assert [path.name for path in made.parent.iterdir()] == [made.name]
+    record = own_root / "results" / "test" / "record.json"
+    record.parent.mkdir(parents=True)
+    record.with_name(".record.json.1234").write_text("{")
+    store.write_json(record, {})
+    assert [path.name for path in record.parent.iterdir()] == ["record.json"]
+
+
+def test_sums_are_those_of_sha256sum(own_root):
+    folder = make_artifact("teachers", "one")
+    checked = subprocess.run(
+        ["sha256sum", "--check", store.SUMS], cwd=folder, capture_output=True, text=True, check=True
+    )
+    assert checked.stdout.splitlines() == ["file.txt: OK", "record.json: OK"]
 
 
 def test_folder_without_a_record_is_unfinished_and_replaced(own_root):
-    unfinished = own_root / "artifacts" / "teachers" / name_of("one")
+    unfinished = own_root / "artifacts" / "teachers" / named("one")
     unfinished.mkdir(parents=True)
     (unfinished / "part.txt").write_text("half")
-    assert store.find("teachers", name_of("one")) is None
-    made = make_artifact("teachers", "one")
-    assert [path.name for path in files(made)] == ["SHA256SUMS", "file.txt", "record.json"]
+    assert store.find("teachers", named("one")) is None
+    assert (make_artifact("teachers", "one") / "file.txt").read_text() == "content"
 
 
 def test_artifacts_are_found_before_published_copies(own_root):
-    own = make_artifact("teachers", "one")
-    published = own_root / "results" / "artifacts" / "teachers" / own.name
-    shutil.copytree(own, published)
-    assert store.find("teachers", own.name) == own
-    shutil.rmtree(own)
-    assert store.find("teachers", own.name) == published
-    assert store.find("distilled", own.name) is None
-    assert store.find("teachers", name_of("two")) is None
+    published = own_root / "results" / "artifacts" / "teachers" / named("one")
+    store.write_json(published / "record.json", {"settings": {"label": "one"}, "files": {}})
+    assert store.find("teachers", named("one")) == published
+    assert store.find("distilled", named("one")) is None
+    assert store.find("teachers", named("two")) is None
+    assert make_artifact("teachers", "one") == own_root / "artifacts" / "teachers" / named("one")
 
 
 def test_file_checksums_change_with_the_content_and_leave_the_record_out(own_root):
@@ -191,7 +208,8 @@ def test_checkpoint_is_due_by_the_clock(monkeypatch, cpu):
 
 
 def write_record(root: Path, seed: int, method: str, teacher: str, distilled: str) -> None:
-    record = {"setting": {"method": method}, "teacher": {"artifact": teacher}, "distilled": {"artifact": distilled}}
+    artifacts = {"teacher": {"artifact": named(teacher)}, "distilled": {"artifact": named(distilled)}}
+    record = {"setting": {"method": method}, **artifacts}
     store.write_json(root / "results" / "lite" / f"{method}-seed{seed}.json", record)
 
 
@@ -205,19 +223,19 @@ def test_publish_copies_what_records_stand_on_but_no_real_images(own_root, capsy
     ]:
         make_artifact(kind, name)
     for seed in range(2):
-        write_record(own_root, seed, "dwa", name_of("used"), name_of("dwa"))
-    write_record(own_root, 0, "random-real", name_of("used"), name_of("random"))
+        write_record(own_root, seed, "dwa", "used", "dwa")
+    write_record(own_root, 0, "random-real", "used", "random")
     # An artifact that lies nowhere, as after a clean-up, is no reason to stop.
     write_record(own_root, 0, "sre2l", "gone", "gone")
     published = own_root / "results" / "artifacts"
     store.publish("lite")
     assert [str(path.relative_to(published)) for path in files(published)] == [
-        f"{folder}/{file}"
-        for folder in (f"distilled/{name_of('dwa')}", f"teachers/{name_of('used')}")
+        f"{kind}/{named(label)}/{file}"
+        for kind, label in (("distilled", "dwa"), ("teachers", "used"))
         for file in ("SHA256SUMS", "file.txt", "record.json")
     ]
     store.publish("lite")
-    assert f"{name_of('used')}: there already" in capsys.readouterr().out
+    assert f"{named('used')}: there already" in capsys.readouterr().out
 
 
 def test_publish_copies_what_each_task_of_a_record_stands_on(own_root):
@@ -225,23 +243,22 @@ def test_publish_copies_what_each_task_of_a_record_stands_on(own_root):
     for task in ("a", "b"):
         make_artifact("teachers", f"teacher-{task}")
         make_artifact("distilled", f"set-{task}")
-        tasks.append(
-            {"teacher": {"artifact": name_of(f"teacher-{task}")}, "distilled": {"artifact": name_of(f"set-{task}")}}
-        )
+        names = {"teacher": named(f"teacher-{task}"), "distilled": named(f"set-{task}")}
+        tasks.append({part: {"artifact": name} for part, name in names.items()})
     record = {"setting": {"method": "dwa"}, "tasks": tasks}
     store.write_json(own_root / "results" / "lite" / "own-seed0.json", record)
     store.publish("lite")
     copied = sorted(path.name for path in (own_root / "results" / "artifacts").glob("*/*"))
-    assert copied == [name_of(label) for label in ("set-a", "set-b", "teacher-a", "teacher-b")]
+    assert copied == [named(label) for label in ("set-a", "set-b", "teacher-a", "teacher-b")]
 
 
 def test_publish_leaves_out_what_is_too_large_and_says_so(own_root, monkeypatch, capsys):
-    make_artifact("teachers", "large", "x" * 5000)
+    make_artifact("teachers", "large", "x" * 2000)
     make_artifact("distilled", "small")
-    write_record(own_root, 0, "dwa", name_of("large"), name_of("small"))
-    monkeypatch.setattr(store, "PUBLISHED_LIMIT_MB", 0.003)
+    write_record(own_root, 0, "dwa", "large", "small")
+    monkeypatch.setattr(store, "PUBLISHED_LIMIT_MB", 0.001)
     store.publish("lite")
-    assert [path.name for path in (own_root / "results" / "artifacts").glob("*/*")] == [name_of("small")]
+    assert [path.name for path in (own_root / "results" / "artifacts").glob("*/*")] == [named("small")]
     assert "above the limit" in capsys.readouterr().out
 
 

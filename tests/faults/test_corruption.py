@@ -91,6 +91,12 @@ def test_random_damage_is_caught(copied, capsys):
     assert answered == planted
 
 
+def test_sums_that_lack_their_last_byte_are_caught(copied, capsys):
+    path = copied["teachers"] / store.SUMS
+    path.write_bytes(path.read_bytes()[:-1])
+    assert caught(copied["teachers"], capsys)
+
+
 @pytest.mark.parametrize("kind", FILES)
 def test_file_of_something_else_is_caught(kind, copied, capsys):
     (copied[kind] / "model.bin").write_bytes(b"whatever")

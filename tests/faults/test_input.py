@@ -431,6 +431,30 @@ def test_make_answers_a_settings_file_that_is_not_there(checkout):
     assert "No rule to make target" in done.stderr
 
 
+# ------------------------------------------------------------------------------------------ out of time
+
+
+def test_budget_ends_a_run_with_75_and_the_next_one_goes_on(runner, place, own_root, monkeypatch, capsys):
+    path = settings_file(place, max_minutes=1e-9, teacher={"epochs": 1}, synthesis={"iterations": 1})
+    monkeypatch.setattr("sys.argv", ["run.py", str(path)])
+    for _ in range(2):
+        assert runner.main() == 75
+        assert capsys.readouterr().err == "error: stopped by max_minutes 1e-09; the same command goes on\n"
+    assert len(list((own_root / "artifacts" / "checkpoints").iterdir())) == 1
+    # A budget that is used up before the run begins is answered without a kernel.
+    monkeypatch.setattr(runner, "execute_notebook", lambda *_, **__: pytest.fail("started"))
+    monkeypatch.setattr("sys.argv", ["run.py", str(path), "--max-minutes", "5", "--since", "0"])
+    assert runner.main() == 75
+
+
+def test_make_out_of_time_says_to_call_again(checkout):
+    done = make(checkout, "results/demo/digits-dwa-ipc10.json", "MAX_MINUTES=0")
+    assert done.returncode == 2
+    assert "call me again: make results/demo/digits-dwa-ipc10.json MAX_MINUTES=0" in done.stdout
+    assert "error: stopped by max_minutes 0; the same command goes on" in done.stderr
+    assert "Error 75" in done.stderr
+
+
 # -------------------------------------------------------------------------------------- good after all
 
 

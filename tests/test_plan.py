@@ -1,0 +1,140 @@
+"""Hours from earlier records, costs of a run, and the list of what is done and missing."""
+
+import pytest
+
+from dwa_core import models, plan, settings, store
+
+DEVICE = "Some CPU, 4 threads"
+SIZE = {"training_images": 1000, "test_images": 200, "classes": 10, "fingerprint": "copy"}
+
+
+def setting(**given) -> settings.Setting:
+    """Ten epochs of teacher and student, tested once each, and ten iterations of synthesis."""
+    values = {
+        "profile": "own",
+        "name": "small",
+        "preset": "digits",
+        "network": "convnet-16",
+        "ipc": 5,
+        "teacher": {"epochs": 10, "test_every": 10},
+        "synthesis": {"iterations": 10},
+        "relabel": {"epochs": 10, "test_every": 10},
+    }
+    return settings.resolve(settings.merged(values, given))
+
+
+def record(of: settings.Setting, **seconds: float) -> dict:
+    return {"setting": of.recorded(), "data": SIZE, "device": DEVICE, "seconds": seconds}
+
+
+def estimated(wanted: settings.Setting, *records: dict, device: str = DEVICE) -> dict:
+    known = plan.sizes(list(records))
+    size = known.get((wanted.dataset, wanted.images.side))
+    return plan.seconds(wanted, size, plan.seconds_per_pass(list(records), known), device)
+
+
+MEASURED = {"teacher": 302.0, "synthesis": 15.0, "student": 22.0}
+
+
+def test_what_was_measured_is_expected_again():
+    assert estimated(setting(), record(setting(), **MEASURED)) == pytest.approx(MEASURED)
+
+
+def test_more_work_takes_longer_in_proportion():
+    # Teacher: 3 passes of 1,000 images per epoch, and a test of 200. Student: 4 passes of 50 images per epoch and
+    # a test. Synthesis: 3 passes of 50 images per iteration.
+    longer = setting(ipc=10, teacher={"epochs": 20}, synthesis={"iterations": 30})
+    expected = estimated(longer, record(setting(), **MEASURED))
+    assert expected["teacher"] == pytest.approx(302.0 * (3 * 20 * 1000 + 2 * 200) / (3 * 10 * 1000 + 200))
+    assert expected["synthesis"] == pytest.approx(15.0 * 6)
+    assert expected["student"] == pytest.approx(22.0 * (4 * 10 * 100 + 200) / (4 * 10 * 50 + 200))
+
+
+def test_several_records_count_by_their_median():
+    records = [record(setting(), **{**MEASURED, "student": value}) for value in (10.0, 11.0, 90.0)]
+    assert estimated(setting(), *records)["student"] == pytest.approx(11.0)
+
+
+@pytest.mark.parametrize(
+    ("given", "unknown"),
+    [
+        ({"student": "resnet18"}, {"student"}),
+        ({"network": "resnet18"}, {"teacher", "synthesis", "student"}),
+        ({"precision": "fp32"}, {"teacher", "synthesis", "student"}),
+        ({"images": {"side": 32}}, {"teacher", "synthesis", "student"}),
+    ],
+)
+def test_what_was_never_measured_is_unknown(given, unknown):
+    expected = estimated(setting(**given), record(setting(), **MEASURED))
+    assert {stage for stage, value in expected.items() if value is None} == unknown
+
+
+def test_another_device_is_unknown_and_its_number_of_threads_does_not_matter():
+    known = record(setting(), **MEASURED)
+    assert set(estimated(setting(), known, device="Another CPU, 4 threads").values()) == {None}
+    assert estimated(setting(), known, device="Some CPU, 8 threads") == pytest.approx(MEASURED)
+    assert plan.device_kind("NVIDIA H100 80GB HBM3") == "NVIDIA H100 80GB HBM3"
+
+
+def test_real_images_take_no_synthesis_and_tell_nothing_of_it():
+    real = record(setting(method="random-real"), **{**MEASURED, "synthesis": 0.1})
+    assert estimated(setting(method="random-real"), real)["synthesis"] == 0.0
+    assert estimated(setting(), real)["synthesis"] is None
+
+
+def test_students_of_several_tasks_see_the_sets_of_the_classes_so_far():
+    # A fifth, two fifths ... five fifths of the images: three times all of them.
+    expected = estimated(setting(tasks=5), record(setting(), **MEASURED))
+    assert expected["student"] == pytest.approx(3 * MEASURED["student"])
+    assert expected["teacher"] == pytest.approx(MEASURED["teacher"])
+
+
+def test_costs_of_a_data_set_that_was_never_read_are_not_known(monkeypatch):
+    lines = plan.costs(setting(dataset="mine"))
+    assert "teacher unknown, synthesis unknown, student unknown" in lines[0]
+    assert "not known before mine has been read once" in lines[1]
+
+
+def test_costs_are_bytes_of_images_and_parameters(own_root):
+    path = setting().record_path()
+    store.write_json(path, {**record(setting(), **MEASURED), "device": models.device_name(models.choose_device("cpu"))})
+    text = "\n".join(plan.costs(setting(device="cpu")))
+    assert "teacher 0.08, synthesis 0.00, student 0.01" in text  # hours
+    # 5 images of each of 10 classes, and 1,200 real ones, of 16 x 16 x 3 bytes.
+    assert f"distilled images {plan.gigabytes(50 * 768)}" in text
+    assert f"real images {plan.gigabytes(1200 * 768)}" in text
+
+
+@pytest.fixture
+def own_profile(tmp_path, monkeypatch):
+    """settings/own/ with two settings of one teacher and one distilled set, two seeds each."""
+    folder = tmp_path / "settings" / "own"
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(settings, "SETTINGS", folder.parent)
+    for name, student in {"a": "convnet-16", "b": "convnet-8"}.items():
+        (folder / f"{name}.yaml").write_text(
+            f"profile: own\nname: {name}\npreset: digits\nnetwork: convnet-16\nstudent: {student}\nipc: 5\n"
+            "teacher: {epochs: 10, test_every: 10}\nsynthesis: {iterations: 10}\n"
+            "relabel: {epochs: 10, test_every: 10}\nseeds: [0, 1]\n"
+        )
+    return folder
+
+
+def test_plan_lists_done_and_missing_and_counts_what_is_shared_once(own_profile, own_root, capsys):
+    device = models.device_name(models.choose_device("auto"))
+    first = settings.resolve(settings.read(own_profile / "a.yaml"))
+    seconds = {"teacher": 3600.0, "synthesis": 7200.0, "student": 1800.0}
+    store.write_json(first.record_path(), {**record(first, **seconds), "device": device})
+    plan.main("own")
+    printed = capsys.readouterr().out
+    rows = {line.split()[-1]: line.split() for line in printed.splitlines() if line.endswith((" a", " b"))}
+    # One of a's students is missing; the teacher and the set, which no store has, are counted where they are first due.
+    assert rows["a"] == ["1.00", "2.00", "0.50", "1/2", "a"]
+    assert rows["b"] == ["0.00", "0.00", "unknown", "0/2", "b"]
+    assert "own: 1 of 4 records are there" in printed
+    assert "3.5 hours; for 1 settings" in printed
+
+
+def test_plan_of_a_profile_that_does_not_exist_is_refused(refused):
+    with refused("profile: 'huge'", "demo", "paper"):
+        plan.main("huge")
