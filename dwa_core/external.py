@@ -47,13 +47,18 @@ def checksums(path: Path) -> str:
     Raises:
         InputError: there is no such folder.
     """
+    check_folder(path)
+    return store.digest(store.file_checksums(path))
+
+
+def check_folder(path: Path) -> None:
     if not path.is_dir():
         raise InputError(f"distilled: {path} is not a folder")
-    return store.digest(store.file_checksums(path))
 
 
 def open_external(path: Path) -> tuple[datasets.Dataset, list[str] | None]:
     """A table with columns image and label, and the names of its classes where it has them."""
+    check_folder(path)
     places = [place for place in (path, path / "train", path / "data") if place.is_dir()]
     for place in places:
         files = sorted(place.glob("train*.parquet")) or sorted(place.glob("*.parquet"))

@@ -301,11 +301,11 @@ class Checkpoint:
         Raises:
             StoppedError: the run has to stop, and can now.
         """
-        state = {**state, "seconds": self.seconds()}
-        tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-        text = canonical_json({**state, "checksum": fingerprint(tensors, [self.path.name, state])})
-        packed = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
         if self.written:
+            state = {**state, "seconds": self.seconds()}
+            tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+            text = canonical_json({**state, "checksum": fingerprint(tensors, [self.path.name, state])})
+            packed = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
             with replacing(self.path) as temporary:
                 save_file(tensors | {"state": packed}, temporary)
         self.saved = time.monotonic()

@@ -262,7 +262,8 @@ def fit(
         if (epoch + 1) % stage.test_every == 0 or epoch + 1 == stage.epochs:
             entry["top1"], entry["top5"] = accuracy(network, test_batches(), device, precision)
         curve.append(entry)
-        watch.epoch(checkpoint.path.stem, entry)
+        if checkpoint.written:
+            watch.epoch(checkpoint.path.stem, entry)
         progress.set_postfix(loss=f"{entry['loss']:.3g}", refresh=False)
         losses, done = [], 0
     return curve

@@ -68,7 +68,7 @@ def test_command_lists_every_setting_of_the_profile_and_counts_them(own_root):
         [sys.executable, "-m", "dwa_core.status", "demo"], capture_output=True, text=True, check=True, cwd=REPOSITORY
     )
     lines = done.stdout.splitlines()
-    assert "waiting  digits-dwa-ipc10-seed2" in lines
+    assert "waiting  digits-dwa-ipc10-seed0" in lines
     assert lines[-1] == f"demo: {len(lines) - 1} waiting"
     wrong = subprocess.run(
         [sys.executable, "-m", "dwa_core.status", "x"], capture_output=True, text=True, check=False, cwd=REPOSITORY
