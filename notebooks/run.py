@@ -106,7 +106,7 @@ def run(notebook: Path, profile: str, name: str, parameters: dict) -> int:
         )
         running.replace(executed)
     except PapermillExecutionError as error:
-        if error.ename != "InputError":
+        if error.ename not in ("InputError", "StorageError"):
             running.replace(executed)  # make status shows how it ended
         if error.ename not in ("StoppedError", *PLAIN):
             error.evalue += f" (in {executed})"
