@@ -43,7 +43,7 @@ test: $(ENVIRONMENT) ## the tests, and ruff's checks of code and notebooks
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/python -m pytest
 
-test-faults: $(ENVIRONMENT) ## the fault tests whole: kills, full disks, damaged files, runs side by side; 20 minutes
+test-faults: $(ENVIRONMENT) ## the fault tests whole: kills, full disks, damaged files, runs side by side
 	$(VENV)/bin/python -m pytest tests/faults -m "whole or not whole"
 
 verify: $(ENVIRONMENT) ## recompute the checksums of PROFILE's artifacts, and its tables from its records
