@@ -86,7 +86,7 @@ test: $(ENVIRONMENT) ## the tests, and ruff's checks of code and notebooks
 	$(VENV)/bin/ruff format --check .
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
-test-faults: $(ENVIRONMENT) ## the fault tests whole: kills, full disks, damaged files, runs side by side; 20 minutes
+test-faults: $(ENVIRONMENT) ## the fault tests whole: kills, full disks, damaged files, runs side by side
 	$(VENV)/bin/python -m pytest tests/faults -m "whole or not whole"
 
 verify: $(ENVIRONMENT) ## recompute the checksums of PROFILE's artifacts, and its tables from its records
