@@ -87,12 +87,13 @@ plan: $(ENVIRONMENT) ## what of PROFILE is done and what is missing, with the ho
 settings: $(ENVIRONMENT) ## write the settings files of demo and paper anew from settings/grid.yaml
 	@$(VENV)/bin/python -m dwa_core.grid
 
+# Two test files at a time, with one thread each: networks as small as these gain nothing from a second.
 test: $(ENVIRONMENT) ## the tests, and ruff's checks of code and notebooks
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/python -m pytest
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
-test-faults: $(ENVIRONMENT) ## the fault tests whole: kills, full disks, damaged files, runs side by side; 20 minutes
+test-faults: $(ENVIRONMENT) ## the fault tests whole: kills, full disks, damaged files, runs side by side
 	$(VENV)/bin/python -m pytest tests/faults -m "whole or not whole"
 
 verify: $(ENVIRONMENT) ## recompute the checksums of PROFILE's artifacts, and its tables from its records

@@ -302,6 +302,19 @@ def distilled_once(runs: list[Run]) -> list[dict]:
     return sorted(chosen, key=lambda record: (group_label(record["setting"], "network"), record["setting"]["method"]))
 
 
+def set_labels(chosen: list[dict]) -> list[str]:
+    """A label for each of `distilled_once`'s records: its method, and its teacher's epochs where methods are alike."""
+    kinds = [(group_label(record["setting"], "network"), record["setting"]["method"]) for record in chosen]
+    labels = []
+    for record, kind in zip(chosen, kinds, strict=True):
+        label = METHODS[kind[1]]
+        epochs = {other["setting"]["teacher"]["epochs"] for other, k in zip(chosen, kinds, strict=True) if k == kind}
+        labels.append(
+            f"{label}, teacher of\n{record['setting']['teacher']['epochs']} epochs" if len(epochs) > 1 else label
+        )
+    return labels
+
+
 def loss_curves(runs: list[Run]) -> Figure:
     """Cross-entropy (left) and BatchNorm terms (right) of the first batch over the iterations, a row per group."""
     chosen = distilled_once(runs)
@@ -309,14 +322,17 @@ def loss_curves(runs: list[Run]) -> Figure:
         return nothing_to_draw("no synthesised set to draw yet")
     groups = list(dict.fromkeys(group_label(record["setting"], "network") for record in chosen))
     figure, axes = plt.subplots(len(groups), 2, figsize=(10, 0.5 + 2.4 * len(groups)), squeeze=False)
-    for record in chosen:
+    drawn = []
+    for record, label in zip(chosen, set_labels(chosen), strict=True):
         setting = record["setting"]
         losses = store.read_json(store.find("distilled", record["distilled"]["artifact"]) / "record.json")
         curves = np.array(losses["losses_first_batch"])
         row = axes[groups.index(group_label(setting, "network"))]
-        # Broken lines and a paler grey keep SRe2L apart where the two cross.
-        look = {"ls": "-", "color": "black"} if setting["method"] == "dwa" else {"ls": "--", "color": "dimgrey"}
-        label = f"{METHODS[setting['method']]}, r_var {setting['synthesis']['r_var']:g}"
+        # Broken lines keep SRe2L apart where the two cross, and paler grey the second set of a method.
+        drawn.append((group_label(setting, "network"), setting["method"]))
+        shades = ("black", "darkgrey") if setting["method"] == "dwa" else ("dimgrey", "darkgrey")
+        look = {"ls": "-" if setting["method"] == "dwa" else "--", "color": shades[min(drawn.count(drawn[-1]), 2) - 1]}
+        label += f", r_var {setting['synthesis']['r_var']:g}"
         for axis, column, name in ((row[0], 0, "cross-entropy"), (row[1], 1, "BatchNorm terms")):
             axis.plot(np.arange(1, len(curves) + 1), curves[:, column], lw=1, label=label, **look)
             axis.set(yscale="log", xlabel="iteration", ylabel=name)
@@ -357,7 +373,7 @@ def gallery(runs: list[Run]) -> Figure:
     if not chosen:
         return nothing_to_draw("no synthesised set to draw yet")
     rows = []
-    for record in chosen:
+    for record, label in zip(chosen, set_labels(chosen), strict=True):
         setting = settings.Setting.model_validate({**record["setting"], "seeds": [record["setting"]["seed"]]})
         folder = store.find("distilled", record["distilled"]["artifact"])
         distilled = synthesize.read_parquet(folder)
@@ -366,7 +382,7 @@ def gallery(runs: list[Run]) -> Figure:
             initial = initial_pictures(setting, record["data"]["fingerprint"])
             if initial is not None:
                 rows.append((record, "initial", initial))
-        rows.append((record, METHODS[setting.method], distilled.images_uint8[first]))
+        rows.append((record, label, distilled.images_uint8[first]))
     figure, axes = plt.subplots(len(rows), figsize=(8, 1.0 * len(rows)), squeeze=False)
     titled = None
     for axis, (record, label, pictures) in zip(axes[:, 0], rows, strict=True):

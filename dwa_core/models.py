@@ -280,7 +280,8 @@ def choose_device(wanted: str) -> torch.device:
         raise InputError("device: 'cuda' is not available here; set it to cpu or auto")
     if wanted == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    torch.backends.cudnn.benchmark = True  # shapes stay the same for thousands of steps
+    # Shapes stay the same for thousands of steps. The fastest kernel may differ from run to run.
+    torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
     return torch.device("cuda")
 
 
@@ -291,7 +292,6 @@ def use_deterministic_algorithms() -> None:
     """
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # cuBLAS's own condition for it
     torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = False
 
 
 def device_name(device: torch.device) -> str:

@@ -155,7 +155,8 @@ def test_report_is_one_page_that_loads_nothing(demo):
     assert re.search(r"of \d+ runs that its settings ask for, 2 have records", page)
     assert "Table 1: students trained on distilled images" in page
     assert "make results/demo/digits-dwa-ipc10-seed1.json" in page
-    assert len(re.findall(r'<img src="data:image/png;base64,[^"]{1000,}" alt="Test accuracy by method', page)) == 1
+    (image,) = re.findall(r'<img [^>]*alt="Test accuracy by method[^>]*>', page)
+    assert re.search(r'src="data:image/png;base64,[^"]{1000,}"', image)
     links = re.findall(r'href="#([^"]+)"', page)
     assert {"table_01", "figure_accuracy", "provenance", "missing"} <= set(links)
     for anchor in ("table_01", "figure_accuracy", "provenance", "missing"):
@@ -186,42 +187,9 @@ def test_every_notebook_is_run_by_a_test():
     assert others == {"setting", "walkthrough", "your_own_data", "report"}
 
 
-# ---------------------------------------------------------------------------- what a user gets wrong
+# ------------------------------------------- what a user gets wrong, as far as it needs a real kernel
 
 GOOD = {"preset": "digits", "method": "dwa", "ipc": 10, "network": "convnet-64"}
-BAD_SETTINGS = {
-    "unknown key": ({"iterations": 5}, "iterations: unknown key"),
-    "unknown key in a stage": ({"teacher": {"epoch": 5}}, "teacher.epoch: unknown key"),
-    "ipc 0": ({"ipc": 0}, "ipc: 0 is not allowed"),
-    "negative rho": ({"synthesis": {"rho": -1.0}}, "synthesis.rho: -1.0 is not allowed"),
-    "wrong type": ({"authors": "yes"}, "authors: 'yes' is not allowed"),
-    "unknown preset": ({"preset": "mnist"}, "preset: 'mnist' is not known"),
-    # These three are found by the notebook's first calls, in the kernel.
-    "ipc above the images there are": ({"ipc": 1000}, "ipc: 1000 is not allowed"),
-    "unknown network": ({"network": "resnet19"}, "network: 'resnet19' is not a network"),
-    "unknown data set": ({"dataset": "mine"}, "dataset: 'mine' cannot be found"),
-}
-
-
-@pytest.mark.parametrize("case", BAD_SETTINGS)
-def test_runner_answers_bad_settings_with_one_line_and_does_no_work(case, tmp_path):
-    changed, answer = BAD_SETTINGS[case]
-    path = tmp_path / "trial" / "bad.yaml"
-    path.parent.mkdir()
-    path.write_text(yaml.safe_dump({"profile": "trial", "name": "bad", **GOOD, **changed}))
-    done = run(str(path), root=tmp_path)
-    assert done.returncode == 2
-    assert done.stderr.startswith(f"error: {answer}")
-    assert done.stderr.count("\n") == 1
-    assert not (tmp_path / "artifacts" / "teachers").exists()
-    assert not list((tmp_path / "results").glob("*/*.json"))
-
-
-def test_data_folder_that_is_missing_is_answered_with_one_line(tmp_path):
-    done = run("settings/demo/digits-dwa-ipc10.yaml", root=tmp_path, DWA_DATA=str(tmp_path / "nowhere"))
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: DWA_DATA: ")
-    assert done.stderr.count("\n") == 1
 
 
 def test_papermill_parameter_that_no_notebook_knows_is_the_last_line_of_its_traceback(tmp_path):
