@@ -1,5 +1,6 @@
 """Fixtures for every test file: a root of its own for each test, digits at 16 px, and a teacher trained once."""
 
+import os
 from contextlib import contextmanager
 
 import datasets
@@ -76,6 +77,16 @@ def tiny_teacher(shared_root, digits, cpu):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DWA_ROOT", str(shared_root))
         return teacher.train_or_load(resolve_tiny(), digits, cpu)
+
+
+@pytest.fixture(scope="session")
+def quick_ray(tmp_path_factory):
+    """Ray's processes must be up within 30 s, and an optional import of jsonschema's is most of what they wait for."""
+    folder = tmp_path_factory.mktemp("quick-ray")
+    (folder / "rfc3987_syntax.py").write_text("raise ImportError")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -70,7 +70,7 @@ def run(command: str, copy: Path) -> str:
 
 # In an order in which each page finds what an earlier one leaves, as fleet.md finds the settings of one's own images.
 @pytest.mark.parametrize("page", ["own-data.md", "share.md", "watch.md", "fleet.md"])
-def test_commands_of_the_page_run(page, copy):
+def test_commands_of_the_page_run(page, copy, quick_ray):
     missing = []
     for language, content in blocks(page):
         if language == "yaml":

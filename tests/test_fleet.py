@@ -83,7 +83,7 @@ def comparable(path: Path) -> dict:
 
 
 @pytest.fixture
-def cluster():
+def cluster(quick_ray):
     pytest.importorskip("ray", reason="Ray is an extra: pip install .[ray]")
     from ray.cluster_utils import Cluster
 
