@@ -204,8 +204,8 @@ def test_budget_that_is_used_up_stops_each_stage_and_the_rest_follows_later(
         except stop.StoppedError as stopped:
             said.append(str(stopped))
     assert set(said) == {"stopped by max_minutes 1e-09; the same command goes on"}
-    # A step each time: 4 epochs of 27 batches, 2 times 4 iterations, 3 epochs of one batch.
-    assert len(said) == 4 * 27 + 2 * 4 + 3
+    # A step each time: 4 epochs of 27 batches, 2 times 4 iterations, 3 epochs of two batches.
+    assert len(said) == 4 * 27 + 2 * 4 + 3 * 2
     for key in ("accuracy", "curve", "distilled", "teacher"):
         assert resumed[key] == unbroken[key]
 
