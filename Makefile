@@ -132,10 +132,10 @@ clean: ## delete executed notebooks and caches; artifacts, records, tables and f
 	rm -rf results/*/executed .pytest_cache .ruff_cache
 	find . -path ./.venv -prune -o -name __pycache__ -prune -exec rm -rf {} +
 
-distclean: ## delete also .venv, artifacts/ and what demo and walkthrough made, without asking
-	@echo "deleting .venv, artifacts/, *.egg-info, results/demo, results/walkthrough, figures/demo, caches"
+distclean: ## delete also .venv, artifacts/, exports/ and what demo, walkthrough and your_own_data made, without asking
+	@echo "deleting .venv, artifacts/, *.egg-info, exports/, results/demo, results/walkthrough, results/your-own-data, figures/demo, caches"
 	@$(MAKE) --no-print-directory clean
-	rm -rf .venv artifacts results/demo results/walkthrough figures/demo *.egg-info
+	rm -rf .venv artifacts exports results/demo results/walkthrough results/your-own-data figures/demo *.egg-info
 
 $(ENVIRONMENT): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed; set PYTHON=")'
