@@ -10,8 +10,8 @@ from dwa_core.settings import InputError, SynthesisStage, Training
 
 # Iterations of synthesis between two looks at its numbers: each look makes the host wait for the device.
 CHECK_EVERY = 100
-# A BatchNorm term is compared with itself for images whose statistics are all zero. In good runs of the demo the
-# largest such ratio was 0.4, and the share of pixels at the clamp, which this is the limit of, 0.38 at most.
+# A BatchNorm term is compared with that of the initial images before the weights are adjusted, or with that of
+# statistics of zero if it is larger. In the demo and in lite the largest is about as large as that at most.
 EXPLODING = 1000
 STUCK = 0.99
 
@@ -45,7 +45,7 @@ def check_synthesis(
     Args:
         losses: (iterations so far, 4): cross-entropy, sum of BatchNorm terms, total, learning rate.
         terms: (layers,), the BatchNorm terms of the last iteration.
-        usual_terms: (layers,), the terms of images whose statistics are all zero.
+        usual_terms: (layers,), the terms that those of the last iteration are measured by.
         images: after the last iteration; `black` and `white` are what they are clamped to.
     """
     iteration = len(losses)
@@ -65,7 +65,7 @@ def check_synthesis(
             layer = int(ratios.argmax())
             raise DivergedError(
                 f"synthesis: the BatchNorm term of layer {layer + 1} is {terms[layer].item():.3g} in iteration "
-                f"{iteration}, {ratios[layer].item():.0f} times the teacher's own statistics; "
+                f"{iteration}, {ratios[layer].item():.0f} times what is usual; "
                 f"try a synthesis.rho below {stage.rho:g}"
             )
         raise DivergedError(

@@ -145,6 +145,7 @@ class ImageOptimisation:
         views: the augmentation of each iteration (`augment.draw_views`); their number is that of the iterations.
         precision: of the network's forward and backward pass; the loss and the images keep the type of `images`.
         image_gradient: added to the gradient of the first update (the authors' switch).
+        usual_terms: (layers,), the BatchNorm terms that exploding ones are measured by.
     """
 
     def __init__(
@@ -158,10 +159,12 @@ class ImageOptimisation:
         std: list[float],
         precision: torch.dtype,
         image_gradient: torch.Tensor | None = None,
+        usual_terms: torch.Tensor | None = None,
     ):
         self.labels, self.stage, self.precision, self.device = labels, stage, precision, images.device
         self.network = models.cast_weights(network, precision)
         self.terms_of = BatchNormTerms(match_statistics(network), stage.r_var)
+        self.usual_terms = self.terms_of.of_zero_statistics() if usual_terms is None else usual_terms
         self.black, self.white = (augment.normalise(torch.full_like(images[:1], v), mean, std) for v in (0.0, 1.0))
         self.views = views.to(images)
         turns = torch.arange(len(views), dtype=torch.float64) * (math.pi / len(views))
@@ -203,14 +206,25 @@ class ImageOptimisation:
     def check(self) -> None:
         """Raises guard.DivergedError if the numbers have gone wrong; makes the host wait for the device."""
         losses = self.losses[: int(self.iteration)]
-        usual = self.terms_of.of_zero_statistics()
-        guard.check_synthesis(self.stage, losses, self.terms, usual, self.images, self.black, self.white)
+        guard.check_synthesis(self.stage, losses, self.terms, self.usual_terms, self.images, self.black, self.white)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """All that a checkpoint must hold beside what the setting determines; `copy_` into them to go on."""
         state = self.optimizer.state[self.images]
         kept = {name: getattr(self, name) for name in ("images", "added_gradient", "iteration", "losses")}
         return {name: tensor.detach() for name, tensor in {**kept, **state}.items()}
+
+
+@torch.no_grad()
+def terms_before_adjustment(teacher: nn.Module, images: torch.Tensor, view: torch.Tensor, r_var: float) -> torch.Tensor:
+    """(layers,): the BatchNorm terms of the initial images, or of statistics of zero where those are larger.
+
+    A teacher of few epochs has running statistics that are far from those of any images.
+    """
+    twin = models.frozen_copy(teacher)
+    terms_of = BatchNormTerms(match_statistics(twin), r_var)
+    twin(augment.apply_view(images, view))
+    return torch.maximum(terms_of(), terms_of.of_zero_statistics())
 
 
 def optimise(
@@ -366,9 +380,10 @@ def prepare(
                 with_image_gradient=stage.image_gradient_after_adjustment == "added",
             )
             if not is_done:
+                usual = terms_before_adjustment(teacher, initial, views[0], stage.r_var)
                 twin = models.frozen_copy(network)
                 yield ImageOptimisation(
-                    twin, initial, labels, views, stage, images.mean, std, precision, image_gradient
+                    twin, initial, labels, views, stage, images.mean, std, precision, image_gradient, usual
                 )
 
 
