@@ -10,7 +10,7 @@ RUN := $(VENV)/bin/python notebooks/run.py
 comma := ,
 # Every rule is written out: make need not try its own on some thousand names.
 MAKEFLAGS += --no-builtin-rules
-ifeq ($(PROFILE),demo)
+ifeq ($(PROFILE) $(or $(filter-out reproduce table-% figure-%,$(MAKECMDGOALS)),$(if $(MAKECMDGOALS),,none)),demo )
 # Most of a run of the demo is the start of a kernel: two at a time, with one thread each.
 MAKEFLAGS += --jobs=2
 export OMP_NUM_THREADS ?= 1
@@ -62,6 +62,9 @@ help: ## list these targets
 	@echo "  make TABLE or FIGURE, with all it needs: $(foreach n,$(NOTEBOOKS),$(call product_of,$n))"
 	@echo "PROFILE=demo (digits, minutes), lite (CIFAR-10 on a CPU, hours) or paper (GPU); now $(PROFILE)"
 
+ifneq ($(filter-out ray,$(ENGINE)),)
+$(error ENGINE: $(ENGINE) is not known; allowed: ray, or nothing)
+endif
 # With ENGINE=ray the records are made by Ray first, and what follows finds them there.
 ifeq ($(ENGINE),ray)
 reproduce: $(ENVIRONMENT)
