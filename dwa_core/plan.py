@@ -33,9 +33,21 @@ class Size(NamedTuple):
 
 
 def recorded() -> list[dict]:
-    """Every record of every profile."""
-    paths = sorted((settings.root() / "results").glob("*/*-seed*.json"))
-    return [record for record in map(store.read_json, paths) if "setting" in record]
+    """Every record of every profile; of one that cannot be used, a printed line says so."""
+    records = []
+    for path in sorted((settings.root() / "results").glob("*/*-seed*.json")):
+        try:
+            record = store.read_record(path)
+            as_setting(record["setting"])
+            good = all(field in record["data"] for field in Size._fields)
+            good = good and all(isinstance(record["seconds"][stage], int | float) for stage in STAGES)
+        except (OSError, ValueError, KeyError, TypeError):
+            good = False
+        if good:
+            records.append(record)
+        else:
+            print(f"{path}: the record is left out here; it is damaged or of another form")
+    return records
 
 
 def sizes(records: list[dict]) -> dict[tuple[str, int], Size]:

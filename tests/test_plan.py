@@ -24,7 +24,9 @@ def setting(**given) -> settings.Setting:
 
 
 def record(of: settings.Setting, **seconds: float) -> dict:
-    return {"setting": of.recorded(), "data": SIZE, "device": DEVICE, "seconds": seconds}
+    learnt = {"accuracy": {}, "curve": [], "teacher": {"artifact": "t"}, "distilled": {"artifact": "d"}}
+    made = {"data": SIZE, "precision": "fp32", "device": DEVICE, "versions": {}, "seconds": seconds}
+    return {"setting": of.recorded(), **learnt, **made}
 
 
 def estimated(wanted: settings.Setting, *records: dict, device: str = DEVICE) -> dict:
@@ -103,6 +105,46 @@ def test_costs_are_bytes_of_images_and_parameters(own_root):
     # 5 images of each of 10 classes, and 1,200 real ones, of 16 x 16 x 3 bytes.
     assert f"distilled images {plan.gigabytes(50 * 768)}" in text
     assert f"real images {plan.gigabytes(1200 * 768)}" in text
+
+
+@pytest.fixture
+def unusable(own_root):
+    """The paths of records of another profile that cannot be used, beside the one that is good."""
+    good = record(setting(), **MEASURED)
+    folder = own_root / "results" / "another"
+    contents = {
+        "text": "{",
+        "list": "[1]",
+        "none-of-setting": {key: value for key, value in good.items() if key != "setting"},
+        "later-setting": {**good, "setting": {**good["setting"], "later": 1}},
+        "no-seed": {**good, "setting": {key: value for key, value in good["setting"].items() if key != "seed"}},
+        "no-seconds": {key: value for key, value in good.items() if key != "seconds"},
+        "no-student-seconds": {**good, "seconds": {"teacher": 1.0, "synthesis": 1.0}},
+        "no-size": {**good, "data": {}},
+    }
+    for name, content in contents.items():
+        path = folder / f"{name}-seed0.json"
+        store.write_json(path, content)
+        if isinstance(content, str):
+            path.write_text(content)
+    (folder / "folder-seed0.json").mkdir()
+    return [*(folder / f"{name}-seed0.json" for name in contents), folder / "folder-seed0.json"]
+
+
+def test_record_that_cannot_be_used_is_named_once_and_stops_nothing(unusable, own_root, capsys):
+    good = {**record(setting(), **MEASURED), "device": models.device_name(models.choose_device("cpu"))}
+    store.write_json(setting().record_path(), good)
+    lines = plan.costs(setting(device="cpu"))  # what setting.ipynb shows
+    assert "teacher 0.08" in lines[0]
+    printed = capsys.readouterr().out.splitlines()
+    assert sorted(line.split(":")[0] for line in printed) == sorted(map(str, unusable))
+
+
+def test_plan_goes_on_without_a_record_that_cannot_be_used(unusable, own_profile, capsys):
+    plan.main("own")
+    printed = capsys.readouterr().out
+    assert "own: 0 of 4 records are there" in printed
+    assert all(printed.count(f"{path}: ") == 1 for path in unusable)
 
 
 @pytest.fixture
