@@ -234,6 +234,7 @@ def artifacts(setting: Setting, size: Size | None) -> list[tuple[str, str, str]]
 
 if __name__ == "__main__":
     try:
-        main(sys.argv[1])
+        main(" ".join(sys.argv[1:]))
     except InputError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

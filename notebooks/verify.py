@@ -61,4 +61,4 @@ def render(profile: str, scratch: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(" ".join(sys.argv[1:])))
