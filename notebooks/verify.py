@@ -6,15 +6,12 @@ Exit codes: 0 all is as it says, 1 something differs, 2 the input cannot be used
 """
 
 import os
-import re
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 from dwa_core import settings, verify
-
-NOTEBOOKS = Path(__file__).parent
 
 
 def main(profile: str) -> int:
@@ -46,12 +43,13 @@ def render(profile: str, scratch: Path) -> list[str]:
         (records / path.name).write_bytes(path.read_bytes())
     lines = []
     profiles = [path.name for path in settings.SETTINGS.iterdir() if path.is_dir()]
-    for notebook in sorted(NOTEBOOKS.glob("table_*.ipynb")):
+    for product, notebook in settings.products().items():
         # As make has it: the tables that a setting of the profile is shown in, and those that need no settings.
-        product = re.sub("-0", "-", notebook.stem.replace("_", "-"))
+        if not product.startswith("table-"):
+            continue
         if not settings.files(profile, product) and any(settings.files(other, product) for other in profiles):
             continue
-        command = [sys.executable, str(NOTEBOOKS / "run.py"), str(notebook), "--profile", profile]
+        command = [sys.executable, str(settings.NOTEBOOKS / "run.py"), str(notebook), "--profile", profile]
         done = subprocess.run(
             command, env={**os.environ, "DWA_ROOT": str(scratch)}, capture_output=True, text=True, check=False
         )
