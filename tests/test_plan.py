@@ -172,9 +172,46 @@ def test_plan_lists_done_and_missing_and_counts_what_is_shared_once(own_profile,
     rows = {line.split()[-1]: line.split() for line in printed.splitlines() if line.endswith((" a", " b"))}
     # One of a's students is missing; the teacher and the set, which no store has, are counted where they are first due.
     assert rows["a"] == ["1.00", "2.00", "0.50", "1/2", "a"]
-    assert rows["b"] == ["0.00", "0.00", "unknown", "0/2", "b"]
+    assert rows["b"] == ["shared", "shared", "unknown", "0/2", "b"]
     assert "own: 1 of 4 records are there" in printed
     assert "3.5 hours; for 1 settings" in printed
+
+
+def test_plan_where_nothing_was_measured_has_no_total(own_profile, capsys):
+    plan.main("own")
+    printed = capsys.readouterr().out
+    assert "own: 0 of 4 records are there" in printed
+    assert "\nunknown hours; for 2 settings" in printed
+
+
+def done(profile, name: str, student: float) -> settings.Setting:
+    """The setting `name` with the records of all its seeds."""
+    seconds = {"teacher": 3600.0, "synthesis": 7200.0, "student": student}
+    device = models.device_name(models.choose_device("auto"))
+    for seed in (0, 1):
+        made = settings.resolve({**settings.read(profile / f"{name}.yaml"), "seed": seed})
+        store.write_json(made.record_path(), {**record(made, **seconds), "device": device})
+    return made
+
+
+def test_plan_counts_what_a_finished_setting_stood_on_where_it_is_not_stored(own_profile, capsys):
+    done(own_profile, "a", 1800.0)
+    plan.main("own")
+    printed = capsys.readouterr().out
+    rows = {line.split()[-1]: line.split() for line in printed.splitlines() if line.endswith((" a", " b"))}
+    assert rows == {"a": ["2/2", "a"], "b": ["1.00", "2.00", "unknown", "0/2", "b"]}
+    assert "\n3.0 hours; for 1 settings" in printed
+
+
+def test_plan_of_what_is_stored_costs_nothing_and_is_not_shared(own_profile, monkeypatch, capsys):
+    done(own_profile, "a", 1800.0)
+    monkeypatch.setattr(store, "find", lambda kind, name: own_profile if kind == "teachers" else None)
+    plan.main("own")
+    printed = capsys.readouterr().out
+    assert ["0.00", "2.00", "unknown", "0/2", "b"] in [line.split() for line in printed.splitlines()]
+    done(own_profile, "b", 900.0)
+    plan.main("own")
+    assert "\n0.0 hours; for 0 settings" in capsys.readouterr().out
 
 
 def test_plan_of_a_profile_that_does_not_exist_is_refused(refused):
