@@ -15,7 +15,7 @@ from dwa_core import settings, verify
 
 
 def main(profile: str) -> int:
-    """Prints one line for each difference, and returns the exit code."""
+    """Prints one line for each difference, and for each artifact that is not at hand; returns the exit code."""
     try:
         settings.check_profile(profile)
     except settings.InputError as error:
@@ -27,6 +27,8 @@ def main(profile: str) -> int:
     if not records:
         with tempfile.TemporaryDirectory() as scratch:
             lines += render(profile, Path(scratch)) or verify.tables(profile, Path(scratch))
+    for line in verify.absent(profile):
+        print(line)
     for line in lines:
         print(f"error: {line}", file=sys.stderr)
     if not lines:
