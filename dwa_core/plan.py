@@ -33,9 +33,21 @@ class Size(NamedTuple):
 
 
 def recorded() -> list[dict]:
-    """Every record of every profile."""
-    paths = sorted((settings.root() / "results").glob("*/*-seed*.json"))
-    return [record for record in map(store.read_json, paths) if "setting" in record]
+    """Every record of every profile; of one that cannot be used, a printed line says so."""
+    records = []
+    for path in sorted((settings.root() / "results").glob("*/*-seed*.json")):
+        try:
+            record = store.read_record(path)
+            as_setting(record["setting"])
+            good = all(field in record["data"] for field in Size._fields)
+            good = good and all(isinstance(record["seconds"][stage], int | float) for stage in STAGES)
+        except (OSError, ValueError, KeyError, TypeError):
+            good = False
+        if good:
+            records.append(record)
+        else:
+            print(f"{path}: the record is left out here; it is damaged or of another form")
+    return records
 
 
 def sizes(records: list[dict]) -> dict[tuple[str, int], Size]:
@@ -179,32 +191,38 @@ def main(profile: str) -> None:
     by_name = defaultdict(list)
     for run in runs:
         by_name[run.setting["name"]].append(run)
-    made, total, unknown = set(), Counter(), 0
+    stored, total, unknown = {}, Counter(), 0
     print(f"{'hours: teacher':>14} {'synthesis':>9} {'students':>9}  done  setting")
     for name, group in by_name.items():
         setting = as_setting(group[0].setting)
         missing = sum(run.record is None for run in group)
         size = known.get((setting.dataset, setting.images.side))
-        expected = seconds(setting, size, rates, device)
-        # A teacher or set that is stored, or that an earlier line has counted, costs nothing.
-        for stage, kind, artifact in artifacts(setting, size):
-            if not missing or artifact in made or store.find(kind, artifact):
-                expected[stage] = 0.0
-            made.add(artifact)
-        if expected["student"] is not None:
-            expected["student"] *= missing
-        if not missing:
-            expected = dict.fromkeys(STAGES, 0.0)
-        unknown += None in expected.values()
-        total.update({stage: value or 0.0 for stage, value in expected.items()})
-        shown = [hours(expected[stage]) if missing else "" for stage in STAGES]
-        print(f"{shown[0]:>14} {shown[1]:>9} {shown[2]:>9}  {len(group) - missing}/{len(group)}   {name}")
+        shown = dict.fromkeys(STAGES, "")
+        if missing:
+            expected = seconds(setting, size, rates, device)
+            if expected["student"] is not None:
+                expected["student"] *= missing
+            shared = set()
+            # A teacher or set that is stored, or that an earlier line has counted, costs nothing.
+            for stage, kind, artifact in artifacts(setting, size):
+                if artifact not in stored:
+                    stored[artifact] = store.find(kind, artifact) is not None
+                elif not stored[artifact]:
+                    shared.add(stage)
+                if stored[artifact] or stage in shared:
+                    expected[stage] = 0.0
+            unknown += None in expected.values()
+            total.update({stage: value or 0.0 for stage, value in expected.items()})
+            shown = {stage: "shared" if stage in shared else hours(expected[stage]) for stage in STAGES}
+        row = f"{shown['teacher']:>14} {shown['synthesis']:>9} {shown['student']:>9}"
+        print(f"{row}  {len(group) - missing}/{len(group)}   {name}")
     done = sum(run.record is not None for run in runs)
     print(
         f"\n{profile}: {done} of {len(runs)} records are there. Missing, as far as measured on this device ({device}):"
     )
-    print(f"{sum(total.values()) / 3600:.1f} hours; for {unknown} settings at least one stage was never measured here.")
-    print("Each teacher and each distilled set counts once, where it is first needed.")
+    measured = f"{sum(total.values()) / 3600:.1f}" if any(total.values()) or not unknown else "unknown"
+    print(f"{measured} hours; for {unknown} settings at least one stage was never measured here.")
+    print("Each teacher and each distilled set counts once, where it is first needed; below that it is shared.")
 
 
 def artifacts(setting: Setting, size: Size | None) -> list[tuple[str, str, str]]:
@@ -222,6 +240,7 @@ def artifacts(setting: Setting, size: Size | None) -> list[tuple[str, str, str]]
 
 if __name__ == "__main__":
     try:
-        main(sys.argv[1])
+        main(" ".join(sys.argv[1:]))
     except InputError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

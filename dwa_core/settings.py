@@ -30,6 +30,7 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 SETTINGS = Path(__file__).resolve().parents[1] / "settings"
+NOTEBOOKS = SETTINGS.with_name("notebooks")
 
 
 def root() -> Path:
@@ -384,4 +385,14 @@ def read(path: Path) -> dict:
         if key in parameters and not re.search(rf"^{key}: *\[[\w, -]*\] *$", text, re.MULTILINE):
             value = shown(parameters[key])
             raise InputError(f"{key}: {value} in {path} must stand on a line as in `{key}: {example}`, for make")
+    known = products()
+    for name in parameters.get("shown_in", []):
+        if name not in known:
+            raise InputError(f"shown_in: {shown(name)} in {path} has no notebook; allowed: {', '.join(known)}")
     return parameters
+
+
+def products() -> dict[str, Path]:
+    """The tables and figures there are, as make calls them, and the notebook of each."""
+    paths = sorted([*NOTEBOOKS.glob("table_*.ipynb"), *NOTEBOOKS.glob("figure_*.ipynb")])
+    return {re.sub("^table-0", "table-", path.stem.replace("_", "-")): path for path in paths}

@@ -72,7 +72,7 @@ def last_line(notebook: Path) -> tuple[str, str]:
 
 
 def main() -> int:
-    profile = sys.argv[1]
+    profile = " ".join(sys.argv[1:])
     counts = {}
     try:
         settings.check_profile(profile)

@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 
 from dwa_core import stop
 from dwa_core.models import device_name
-from dwa_core.settings import InputError, root
+from dwa_core.settings import InputError, check_profile, root
 
 FORMAT_VERSION = 1
 PUBLISHED_LIMIT_MB = 25
@@ -363,9 +363,11 @@ def read_record(path: Path) -> dict:
     try:
         record = read_json(path)
         good = all(isinstance(record[field], kind) for field, kind in RECORD_FIELDS.items())
+        good = good and isinstance(record["setting"]["method"], str)
         for student in record.get("tasks", [record]):
             good = good and all(isinstance(student[field], kind) for field, kind in STUDENT_FIELDS.items())
-    except (ValueError, KeyError, TypeError, AttributeError):
+            good = good and all(isinstance(student[part]["artifact"], str) for part in ("teacher", "distilled"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         good = False
     if not good:
         raise InputError(f"{path}: the record is damaged or of another form; delete it, and make makes it again")
@@ -376,11 +378,19 @@ def publish(profile: str) -> None:
     """Copies the artifacts that the records of `profile` stand on to results/artifacts/, and says so of each.
 
     Sets of real images are left out: they are drawn anew from the data set in a moment, and the data
-    set is not ours to pass on; nor is what others distilled.
+    set is not ours to pass on; nor is what others distilled. Of a record that cannot be read, a line says so.
+
+    Raises:
+        InputError: there are no settings of that profile.
     """
+    check_profile(profile)
     wanted = {}
     for path in sorted((root() / "results" / profile).glob("*-seed*.json")):
-        record = read_json(path)
+        try:
+            record = read_record(path)
+        except InputError as error:
+            print(error)
+            continue
         for student in record.get("tasks", [record]):
             wanted["teachers", student["teacher"]["artifact"]] = path.name
             if record["setting"]["method"] not in ("random-real", "external"):
@@ -404,4 +414,8 @@ def publish(profile: str) -> None:
 
 
 if __name__ == "__main__":
-    publish(sys.argv[1])
+    try:
+        publish(" ".join(sys.argv[1:]))
+    except (InputError, StorageError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, InputError) else 1)

@@ -1,21 +1,45 @@
 """Whether what is stored is what it says: artifacts by checksums, records by artifacts, tables by records."""
 
 import re
+from collections import defaultdict
 from pathlib import Path
 
 from dwa_core import settings, store, synthesize, teacher
+
+KINDS = ("teachers", "distilled", "data")  # of artifacts; what else lies beside them is none
 
 
 def artifacts() -> list[str]:
     """Problems of the artifacts at hand, one line each: checksums, and the settings that their names stand for."""
     lines = []
     for base in (settings.root() / "artifacts", settings.root() / "results" / "artifacts"):
-        for folder in sorted(base.glob("*/*/")):
-            # Not folders that a run is filling, nor what was set aside.
-            if folder.name[0] != "." and folder.parent.name != "set-aside":
+        for folder in (folder for kind in KINDS for folder in sorted((base / kind).glob("*/"))):
+            if folder.name[0] != ".":  # not folders that a run is filling
                 problem = store.damage(folder)
                 lines += [f"{folder}: {problem}"] if problem else []
     return lines
+
+
+def absent(profile: str) -> list[str]:
+    """The artifacts that records of `profile` name and that are not at hand, one line each.
+
+    That is no error, but they could not be checked. Sets of real images, drawn anew in a moment, are left out.
+    """
+    named = defaultdict(set)
+    for path in sorted((settings.root() / "results" / profile).glob("*-seed*.json")):
+        try:
+            record = store.read_record(path)
+        except settings.InputError:  # `records` says so
+            continue
+        for student in record.get("tasks", [record]):
+            named["teachers", student["teacher"]["artifact"]].add(path)
+            if record["setting"]["method"] != "random-real":
+                named["distilled", student["distilled"]["artifact"]].add(path)
+    return [
+        f"{kind}/{name}: not at hand, so not checked; records that name it: {len(paths)}"
+        for (kind, name), paths in named.items()
+        if at_hand(kind, name) is None
+    ]
 
 
 def records(profile: str) -> list[str]:

@@ -6,7 +6,6 @@ Exit codes: 0 all is as it says, 1 something differs, 2 the input cannot be used
 """
 
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -14,11 +13,9 @@ from pathlib import Path
 
 from dwa_core import settings, verify
 
-NOTEBOOKS = Path(__file__).parent
-
 
 def main(profile: str) -> int:
-    """Prints one line for each difference, and returns the exit code."""
+    """Prints one line for each difference, and for each artifact that is not at hand; returns the exit code."""
     try:
         settings.check_profile(profile)
     except settings.InputError as error:
@@ -30,6 +27,8 @@ def main(profile: str) -> int:
     if not records:
         with tempfile.TemporaryDirectory() as scratch:
             lines += render(profile, Path(scratch)) or verify.tables(profile, Path(scratch))
+    for line in verify.absent(profile):
+        print(line)
     for line in lines:
         print(f"error: {line}", file=sys.stderr)
     if not lines:
@@ -46,12 +45,13 @@ def render(profile: str, scratch: Path) -> list[str]:
         (records / path.name).write_bytes(path.read_bytes())
     lines = []
     profiles = [path.name for path in settings.SETTINGS.iterdir() if path.is_dir()]
-    for notebook in sorted(NOTEBOOKS.glob("table_*.ipynb")):
+    for product, notebook in settings.products().items():
         # As make has it: the tables that a setting of the profile is shown in, and those that need no settings.
-        product = re.sub("-0", "-", notebook.stem.replace("_", "-"))
+        if not product.startswith("table-"):
+            continue
         if not settings.files(profile, product) and any(settings.files(other, product) for other in profiles):
             continue
-        command = [sys.executable, str(NOTEBOOKS / "run.py"), str(notebook), "--profile", profile]
+        command = [sys.executable, str(settings.NOTEBOOKS / "run.py"), str(notebook), "--profile", profile]
         done = subprocess.run(
             command, env={**os.environ, "DWA_ROOT": str(scratch)}, capture_output=True, text=True, check=False
         )
@@ -61,4 +61,4 @@ def render(profile: str, scratch: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(" ".join(sys.argv[1:])))

@@ -64,6 +64,23 @@ def test_exported_folder_can_be_distilled_from_as_ones_own_images(shared_set, ti
     assert torch.equal(loaded.train.labels, distilled.labels[by_class])
 
 
+def test_record_that_cannot_be_used_is_left_out_of_the_card(shared_set, tmp_path, capsys):
+    setting, distilled, record = shared_set
+    later = {**record, "setting": {**record["setting"], "later": 1}}
+    paths = [setting.record_path().with_name(f"{name}-seed0.json") for name in ("damaged", "later")]
+    paths[0].write_text("{")
+    store.write_json(paths[1], later)
+    try:
+        export.export(distilled.artifact, tmp_path / "out", "tensors")
+    finally:
+        for path in paths:
+            path.unlink()
+    printed = capsys.readouterr().out
+    assert all(printed.count(f"{path}: ") == 1 for path in paths)
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert f"| {record['accuracy']['reported']:.1f} | 1 |" in text
+
+
 def test_parquet_export_opens_with_load_dataset_and_its_card_tells_all(shared_set, tmp_path):
     setting, distilled, record = shared_set
     export.export(distilled.artifact, tmp_path / "out", "parquet")

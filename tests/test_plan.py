@@ -24,7 +24,9 @@ def setting(**given) -> settings.Setting:
 
 
 def record(of: settings.Setting, **seconds: float) -> dict:
-    return {"setting": of.recorded(), "data": SIZE, "device": DEVICE, "seconds": seconds}
+    learnt = {"accuracy": {}, "curve": [], "teacher": {"artifact": "t"}, "distilled": {"artifact": "d"}}
+    made = {"data": SIZE, "precision": "fp32", "device": DEVICE, "versions": {}, "seconds": seconds}
+    return {"setting": of.recorded(), **learnt, **made}
 
 
 def estimated(wanted: settings.Setting, *records: dict, device: str = DEVICE) -> dict:
@@ -106,6 +108,46 @@ def test_costs_are_bytes_of_images_and_parameters(own_root):
 
 
 @pytest.fixture
+def unusable(own_root):
+    """The paths of records of another profile that cannot be used, beside the one that is good."""
+    good = record(setting(), **MEASURED)
+    folder = own_root / "results" / "another"
+    contents = {
+        "text": "{",
+        "list": "[1]",
+        "none-of-setting": {key: value for key, value in good.items() if key != "setting"},
+        "later-setting": {**good, "setting": {**good["setting"], "later": 1}},
+        "no-seed": {**good, "setting": {key: value for key, value in good["setting"].items() if key != "seed"}},
+        "no-seconds": {key: value for key, value in good.items() if key != "seconds"},
+        "no-student-seconds": {**good, "seconds": {"teacher": 1.0, "synthesis": 1.0}},
+        "no-size": {**good, "data": {}},
+    }
+    for name, content in contents.items():
+        path = folder / f"{name}-seed0.json"
+        store.write_json(path, content)
+        if isinstance(content, str):
+            path.write_text(content)
+    (folder / "folder-seed0.json").mkdir()
+    return [*(folder / f"{name}-seed0.json" for name in contents), folder / "folder-seed0.json"]
+
+
+def test_record_that_cannot_be_used_is_named_once_and_stops_nothing(unusable, own_root, capsys):
+    good = {**record(setting(), **MEASURED), "device": models.device_name(models.choose_device("cpu"))}
+    store.write_json(setting().record_path(), good)
+    lines = plan.costs(setting(device="cpu"))  # what setting.ipynb shows
+    assert "teacher 0.08" in lines[0]
+    printed = capsys.readouterr().out.splitlines()
+    assert sorted(line.split(":")[0] for line in printed) == sorted(map(str, unusable))
+
+
+def test_plan_goes_on_without_a_record_that_cannot_be_used(unusable, own_profile, capsys):
+    plan.main("own")
+    printed = capsys.readouterr().out
+    assert "own: 0 of 4 records are there" in printed
+    assert all(printed.count(f"{path}: ") == 1 for path in unusable)
+
+
+@pytest.fixture
 def own_profile(tmp_path, monkeypatch):
     """settings/own/ with two settings of one teacher and one distilled set, two seeds each."""
     folder = tmp_path / "settings" / "own"
@@ -130,9 +172,46 @@ def test_plan_lists_done_and_missing_and_counts_what_is_shared_once(own_profile,
     rows = {line.split()[-1]: line.split() for line in printed.splitlines() if line.endswith((" a", " b"))}
     # One of a's students is missing; the teacher and the set, which no store has, are counted where they are first due.
     assert rows["a"] == ["1.00", "2.00", "0.50", "1/2", "a"]
-    assert rows["b"] == ["0.00", "0.00", "unknown", "0/2", "b"]
+    assert rows["b"] == ["shared", "shared", "unknown", "0/2", "b"]
     assert "own: 1 of 4 records are there" in printed
     assert "3.5 hours; for 1 settings" in printed
+
+
+def test_plan_where_nothing_was_measured_has_no_total(own_profile, capsys):
+    plan.main("own")
+    printed = capsys.readouterr().out
+    assert "own: 0 of 4 records are there" in printed
+    assert "\nunknown hours; for 2 settings" in printed
+
+
+def done(profile, name: str, student: float) -> settings.Setting:
+    """The setting `name` with the records of all its seeds."""
+    seconds = {"teacher": 3600.0, "synthesis": 7200.0, "student": student}
+    device = models.device_name(models.choose_device("auto"))
+    for seed in (0, 1):
+        made = settings.resolve({**settings.read(profile / f"{name}.yaml"), "seed": seed})
+        store.write_json(made.record_path(), {**record(made, **seconds), "device": device})
+    return made
+
+
+def test_plan_counts_what_a_finished_setting_stood_on_where_it_is_not_stored(own_profile, capsys):
+    done(own_profile, "a", 1800.0)
+    plan.main("own")
+    printed = capsys.readouterr().out
+    rows = {line.split()[-1]: line.split() for line in printed.splitlines() if line.endswith((" a", " b"))}
+    assert rows == {"a": ["2/2", "a"], "b": ["1.00", "2.00", "unknown", "0/2", "b"]}
+    assert "\n3.0 hours; for 1 settings" in printed
+
+
+def test_plan_of_what_is_stored_costs_nothing_and_is_not_shared(own_profile, monkeypatch, capsys):
+    done(own_profile, "a", 1800.0)
+    monkeypatch.setattr(store, "find", lambda kind, name: own_profile if kind == "teachers" else None)
+    plan.main("own")
+    printed = capsys.readouterr().out
+    assert ["0.00", "2.00", "unknown", "0/2", "b"] in [line.split() for line in printed.splitlines()]
+    done(own_profile, "b", 900.0)
+    plan.main("own")
+    assert "\n0.0 hours; for 0 settings" in capsys.readouterr().out
 
 
 def test_plan_of_a_profile_that_does_not_exist_is_refused(refused):

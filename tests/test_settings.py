@@ -280,6 +280,8 @@ def test_exponent_that_yaml_reads_as_text_is_refused_with_a_hint(settings_file, 
         ("name: setting\npreset: cifar10\n", "profile"),
         ("profile: lite\nname: setting\nseeds:\n- 0\n", "seeds: [0, 1, 2]"),
         ("profile: lite\nname: setting\nshown_in: table-1\n", "shown_in: [table-1]"),
+        ("profile: lite\nname: setting\nshown_in: [table-1, table-77]\n", "'table-77'"),
+        ("profile: lite\nname: setting\nshown_in: [1]\n", "allowed: figure-accuracy, "),
         ("profile: paper\nname: setting\npreset: cifar10\n", "'paper'"),
         ("profile: lite\nname: other\npreset: cifar10\n", "'other'"),
     ],
@@ -293,6 +295,17 @@ def test_bad_settings_file_is_refused_in_one_line_that_names_it(content, text, s
 def test_missing_settings_file_is_refused(tmp_path, refused):
     with refused(str(tmp_path / "lite" / "none.yaml"), "cannot be read"):
         settings.read(tmp_path / "lite" / "none.yaml")
+
+
+def test_settings_can_be_shown_wherever_make_has_a_notebook_and_nowhere_else(settings_file):
+    products = settings.products()
+    assert products["table-1"].name == "table_01.ipynb"
+    assert products["table-10"].name == "table_10.ipynb"
+    assert products["figure-steps-rho"].name == "figure_steps_rho.ipynb"
+    assert {"table-6", "table-spread"} < products.keys()
+    assert not {"table-01", "table-7", "table-8", "report", "setting"} & products.keys()
+    path = settings_file(f"profile: lite\nname: setting\nshown_in: [{', '.join(products)}]\n")
+    assert settings.read(path)["shown_in"] == list(products)
 
 
 def test_files_of_a_product_are_those_that_name_it_or_say_nothing(settings_file, tmp_path, monkeypatch):

@@ -84,6 +84,29 @@ def test_changed_artifact_is_found(lite):
     assert verify.artifacts() == [f"{path.parent}: model.safetensors is damaged"]
 
 
+def test_what_is_no_artifact_is_not_looked_at(lite):
+    for kind in ("exports", "set-aside", "checkpoints"):
+        (lite.parent / "artifacts" / kind / "folder").mkdir(parents=True)
+    assert verify.artifacts() == []
+    (lite.parent / "artifacts" / "data" / "folder").mkdir(parents=True)
+    assert verify.artifacts() == [f"{lite.parent / 'artifacts' / 'data' / 'folder'}: record.json is missing"]
+
+
+def test_artifacts_that_records_name_and_that_are_not_at_hand_are_listed_and_no_error(lite):
+    before = verify.absent("lite")
+    told = json.loads((lite / "lite" / RECORD).read_text())
+    shutil.rmtree(lite / "artifacts")
+    changed(lite / "lite" / "cifar10-convnet-128-sre2l-ipc10-seed0.json", lambda record: record.pop("versions"))
+    gone = verify.absent("lite")
+    assert verify.artifacts() == []
+    assert not any("distilled" in line and "random-real" in line for line in gone)
+    for kind, part in (("teachers", "teacher"), ("distilled", "distilled")):
+        name = f"{kind}/{told[part]['artifact']}: not at hand, so not checked; records that name it: "
+        assert not any(line.startswith(name) for line in before)
+        assert sum(line.startswith(name) for line in gone) == 1
+    assert any(line.endswith("records that name it: 3") for line in gone)
+
+
 def test_changed_missing_and_foreign_tables_are_found(problems, lite, capsys):
     table, csv = lite / "lite" / "table_01.md", lite / "lite" / "table_01.csv"
     table.write_text(table.read_text().replace("33.5", "45.0"))
