@@ -34,7 +34,6 @@ def main() -> int:
         os.environ["DWA_DATA"] = str(folder.parent)
         models.stems("network", given.network)
         parameters = own.settings_for(folder.name, given.network, given.ipc, differences)
-        settings.resolve(parameters)
         path = own.write_settings(parameters)
     except settings.InputError as error:
         print(f"error: {error}", file=sys.stderr)
