@@ -45,6 +45,8 @@ def settings_for(dataset: str, network: str, ipc: int, differences: dict | None 
     method = differences.get("method", "dwa")
     name = f"{dataset}-{network}-{method}-ipc{ipc}"
     chosen = {"profile": "mine", "name": name, "dataset": dataset, "network": network, "method": method, "ipc": ipc}
+    if "seed" in differences:
+        chosen["seeds"] = [differences["seed"]]  # which make goes by
     return merged(chosen, recipe, {"images": images}, differences)
 
 

@@ -130,17 +130,19 @@ def distill(*arguments: str, root: Path) -> subprocess.CompletedProcess:
 
 
 def test_one_command_distils_a_folder(pictures, tmp_path):
-    short = ["teacher.epochs=2", "synthesis.iterations=3", "relabel.epochs=2", "device=cpu"]
+    pictures = pictures.parent.rename(tmp_path / "my data") / "own"
+    short = ["teacher.epochs=2", "synthesis.iterations=3", "relabel.epochs=2", "device=cpu", "seed=1"]
     done = distill(str(pictures), "--network", "convnet-8", "--ipc", "2", *short, root=tmp_path / "out")
     assert done.returncode == 0, done.stdout + done.stderr
-    record = store.read_json(tmp_path / "out" / "results" / "mine" / "own-convnet-8-dwa-ipc2-seed0.json")
+    assert f"DWA_DATA='{pictures.parent}' make results/mine/own-convnet-8-dwa-ipc2.json" in done.stdout
+    record = store.read_json(tmp_path / "out" / "results" / "mine" / "own-convnet-8-dwa-ipc2-seed1.json")
     assert (record["setting"]["ipc"], record["data"]["training_images"]) == (2, 24)
     stored = tmp_path / "out" / "artifacts" / "distilled" / record["distilled"]["artifact"]
     assert synthesize.read_parquet(stored).images_uint8.shape == (4, 32, 32, 3)
     again = distill(str(pictures), "--network", "convnet-8", "--ipc", "2", *short, root=tmp_path / "out")
     assert (again.returncode, again.stdout.splitlines()[-1]) == (
         0,
-        f"{record['setting']['name']} seed 0: recorded already",
+        f"{record['setting']['name']} seed 1: recorded already",
     )
 
 
@@ -150,15 +152,26 @@ def test_one_command_distils_a_folder(pictures, tmp_path):
         (["nowhere"], "error: DATA: nowhere is not a folder"),
         (["--network", "resnet19"], "error: network: 'resnet19' is not a network"),
         (["teacher.epoch=3"], "error: teacher.epoch: unknown key"),
+        ([], "error: the following arguments are required: DATA\n"),
+        (["--ipc", "two"], "error: argument --ipc: invalid int value: 'two'"),
     ],
 )
 def test_what_cannot_be_distilled_is_one_line(arguments, texts, pictures, tmp_path):
-    folder = [] if arguments == ["nowhere"] else [str(pictures)]
+    folder = [] if arguments in (["nowhere"], []) else [str(pictures)]
     done = distill(*folder, *arguments, root=tmp_path / "out")
     assert done.returncode == 2
     assert done.stderr.startswith(texts)
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "out" / "settings").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"), [(["DATA=/x/my pics"], '"/x/my pics" --network'), ([], "distill.py --network")]
+)
+def test_make_hands_a_folder_on_with_its_spaces(given, words):
+    command = ["make", "--dry-run", "distill", *given]
+    said = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, check=True).stdout
+    assert words in " ".join(said.split())
 
 
 # -------------------------------------------------------------------------------------------------- networks
