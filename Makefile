@@ -123,7 +123,7 @@ status: $(ENVIRONMENT) ## which settings of PROFILE are done, running, failed or
 NETWORK ?= resnet18
 IPC ?= 10
 distill: $(ENVIRONMENT) ## teacher, distilled set and student for your own images: DATA=folder NETWORK=resnet18 IPC=10
-	@$(VENV)/bin/python notebooks/distill.py $(DATA) --network $(NETWORK) --ipc $(IPC) $(WITH)
+	@$(VENV)/bin/python notebooks/distill.py $(if $(DATA),"$(DATA)") --network $(NETWORK) --ipc $(IPC) $(WITH)
 
 # A set of the name SET (under artifacts/distilled/) in the format of other tools.
 FORMAT ?= imagefolder

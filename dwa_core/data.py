@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
+import huggingface_hub
 import numpy as np
 import psutil
 import torch
@@ -41,6 +42,7 @@ TEST_BATCH = 1000
 STREAMED_TEST_BATCH = 256
 
 datasets.disable_progress_bars()
+huggingface_hub.logging.set_verbosity_error()  # where there is no network, the last try's error says all
 
 
 @dataclass(frozen=True)

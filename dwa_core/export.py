@@ -47,7 +47,7 @@ def export(name: str, target: Path, kind: str, soft_labels: str | None = None, t
     """
     folder = store.find("distilled", name)
     if folder is None:
-        raise InputError(f"{name}: no such distilled set under {root() / 'artifacts' / 'distilled'}")
+        raise InputError(f"{name}: no such distilled set under artifacts/ or results/artifacts/ of {root()}")
     if target.exists():
         raise InputError(f"{target}: is there already; delete it or name another folder")
     distilled, records = synthesize.read_parquet(folder), records_of(name)
@@ -248,10 +248,10 @@ def write_soft_labels(distilled: DistilledSet, records: list[dict], folder: Path
     training, (mean, std) = distilled.split(device), normalisation(distilled, records)
     epochs = stage.epochs if kind == "epochs" else 1
     size = soft_label_bytes(len(training), classes, epochs, top_k)
-    print(f"soft labels: {epochs} x {len(training)} images, {size / 1e6:.1f} MB", flush=True)
+    print(f"soft labels: {epochs} x {len(training)} images, {in_bytes(size)}", flush=True)
     folder.mkdir()
     if size > shutil.disk_usage(folder).free:
-        raise InputError(f"soft labels: {size / 1e9:.1f} GB are more than is free under {folder.parent}")
+        raise InputError(f"soft labels: {in_bytes(size)} are more than is free under {folder.parent}")
 
     def labelled(batches) -> torch.Tensor:
         with torch.inference_mode(), models.autocast(device, models.choose_precision(setting.precision, device)):
@@ -272,6 +272,12 @@ def write_soft_labels(distilled: DistilledSet, records: list[dict], folder: Path
 def soft_label_bytes(images: int, classes: int, epochs: int, top_k: int | None) -> int:
     """Bytes of the stored logits: 2 per class, or 4 per kept class and 2 for the rest."""
     return epochs * images * (2 * classes if top_k is None else 4 * top_k + 2)
+
+
+def in_bytes(size: int) -> str:
+    """`size` bytes as 3.4 kB, 3.4 MB or 3.4 GB."""
+    unit, name = next(((unit, name) for unit, name in ((1e9, "GB"), (1e6, "MB")) if size >= unit), (1e3, "kB"))
+    return f"{size / unit:.1f} {name}"
 
 
 def packed_logits(logits: torch.Tensor, top_k: int | None, temperature: float) -> dict[str, torch.Tensor]:
@@ -301,20 +307,25 @@ def read_soft_labels(path: Path, classes: int) -> torch.Tensor:
 def main() -> int:
     """Reads the command line, exports, and returns the exit code."""
     parser = argparse.ArgumentParser(description="Write a distilled set in the format of other tools.")
-    parser.add_argument("name", help="of a folder under artifacts/distilled/")
+    parser.add_argument("name", metavar="SET", help="name of a folder under artifacts/distilled/")
     parser.add_argument("--to", type=Path, help="folder to be made; default: exports/NAME-FORMAT")
     parser.add_argument("--format", choices=FORMATS, default="imagefolder")
     parser.add_argument("--soft-labels", choices=SOFT_LABELS, help="one per image, or one per image and epoch")
     parser.add_argument("--top-k", type=int, help="classes kept of each soft label; default: all")
+    parser.error = lambda message: sys.exit(failed(message))
     given = parser.parse_args()
     target = given.to or root() / "exports" / f"{given.name}-{given.format}"
     try:
         export(given.name, target, given.format, given.soft_labels, given.top_k)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return failed(str(error))
     print(f"written: {target}")
     return 0
+
+
+def failed(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from dwa_core import data
+from dwa_core import data, models
 from dwa_core.presets import merged
-from dwa_core.settings import InputError, root, shown
+from dwa_core.settings import InputError, read, resolve, root, shown
 
 MEASURED = 2000  # images that the sizes and the colours are taken from
 # Up to which median of the images' short sides a recipe is taken, and the side in pixels that it works at.
@@ -45,16 +45,45 @@ def settings_for(dataset: str, network: str, ipc: int, differences: dict | None 
     method = differences.get("method", "dwa")
     name = f"{dataset}-{network}-{method}-ipc{ipc}"
     chosen = {"profile": "mine", "name": name, "dataset": dataset, "network": network, "method": method, "ipc": ipc}
+    if "seed" in differences:
+        chosen["seeds"] = [differences["seed"]]  # which make goes by
     return merged(chosen, recipe, {"images": images}, differences)
 
 
 def write_settings(parameters: dict) -> Path:
-    """Writes settings/<profile>/<name>.yaml unless it is there; returns its path."""
-    path = root() / "settings" / parameters["profile"] / f"{parameters['name']}.yaml"
+    """Writes settings/<profile>/<name>.yaml, or finds it there with the same settings; returns its path.
+
+    Raises:
+        InputError: it is there with other settings, or a record of these settings stands on other images.
+    """
+    setting = resolve(parameters)
+    path = root() / "settings" / setting.profile / f"{setting.name}.yaml"
+    otherwise = 'delete it, or give this run a name of its own with WITH="name=..."'
+    if path.exists():
+        there, asked = (flat(each.model_dump()) for each in (resolve(read(path)), setting))
+        key = next((key for key in asked if there[key] != asked[key]), None)
+        if key is not None:
+            raise InputError(f"{path}: {key} is {shown(there[key])} there and {shown(asked[key])} here; {otherwise}")
+    if (record := setting.read_record()) is not None:
+        found = data.load(setting.dataset, setting.images, models.choose_device(setting.device))
+        if found.fingerprint != record["data"]["fingerprint"]:
+            there, here = record["data"]["fingerprint"][:10], found.fingerprint[:10]
+            raise InputError(
+                f"{setting.record_path()}: the images' fingerprint is {there} there and {here} here; {otherwise}"
+            )
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(yaml.safe_dump(parameters, sort_keys=False, default_flow_style=None))
     return path
+
+
+def flat(values: dict) -> dict:
+    """{"teacher.epochs": 30} of {"teacher": {"epochs": 30}}."""
+    return {
+        f"{key}.{inner}" if inner else key: value
+        for key, stage in values.items()
+        for inner, value in (stage.items() if isinstance(stage, dict) else [("", stage)])
+    }
 
 
 def parsed_differences(texts: list[str]) -> dict:

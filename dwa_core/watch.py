@@ -29,7 +29,7 @@ def board(name: str):
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise InputError("DWA_TENSORBOARD needs TensorBoard; pip install 'dwa-companion[tensorboard]'") from None
+        raise InputError("DWA_TENSORBOARD needs TensorBoard; .venv/bin/pip install -e '.[tensorboard]'") from None
     return SummaryWriter(os.path.join(folder, name))
 
 

@@ -8,6 +8,7 @@ kept for testing. The settings file, settings/mine/NAME.yaml, can be changed and
 
 import argparse
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -18,10 +19,12 @@ RUNNER = Path(__file__).with_name("run.py")
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Distil a folder of images.")
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", metavar="DATA", type=Path)
     parser.add_argument("--network", default="resnet18", help="of teacher and student; default: resnet18")
     parser.add_argument("--ipc", type=int, default=10, help="images per class; default: 10")
-    parser.add_argument("differences", nargs="*", help="key=value or stage.key=value, as in a settings file")
+    differs = "key=value or stage.key=value, as in a settings file"
+    parser.add_argument("differences", nargs="*", default=[], help=differs)
+    parser.error = lambda message: sys.exit(failed(message))
     given = parser.parse_intermixed_args()
     try:
         # Imported here because an unknown option should not wait seconds for torch.
@@ -34,13 +37,17 @@ def main() -> int:
         os.environ["DWA_DATA"] = str(folder.parent)
         models.stems("network", given.network)
         parameters = own.settings_for(folder.name, given.network, given.ipc, differences)
-        settings.resolve(parameters)
         path = own.write_settings(parameters)
     except settings.InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"settings: {path}; to run them again: DWA_DATA={folder.parent} python notebooks/run.py {path}", flush=True)
-    os.execv(sys.executable, [sys.executable, str(RUNNER), str(path)])
+        return failed(str(error))
+    again = f"DWA_DATA={shlex.quote(str(folder.parent))} make results/{path.parent.name}/{path.stem}.json"
+    print(f"settings: {path}; to run them again: {again}", flush=True)
+    os.execv(sys.executable, [sys.executable, str(RUNNER), str(path), "--seed", str(parameters.get("seed", 0))])
+
+
+def failed(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

@@ -38,11 +38,12 @@ def main() -> int:
     parser.add_argument("--gpus-per-task", type=float, help="default: 1 where the cluster has GPUs, else 0")
     parser.add_argument("--cpus-per-task", type=float, default=1)
     parser.add_argument("--tasks-per-set", type=int, default=1, help="over which each distilled set is split, by ipc")
+    parser.error = lambda message: sys.exit(failed(message))
     given = parser.parse_args()
     try:
         import ray
     except ImportError:
-        return failed("ENGINE=ray needs Ray; pip install 'dwa-companion[ray]' or .venv/bin/pip install ray")
+        return failed("ENGINE=ray needs Ray; .venv/bin/pip install -e '.[ray]'")
     try:
         wanted = to_be_run(given.folder)
     except settings.InputError as error:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import datasets
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -311,6 +312,12 @@ def test_refusal_of_a_gated_data_set_says_how_to_get_it(monkeypatch, cpu, refuse
         "is a gated dataset", "https://huggingface.co/datasets/ILSVRC/imagenet-1k", "hf auth login", "val/CLASS"
     ):
         data.load("imagenet-1k", image_settings(8), cpu)
+
+
+def test_tries_at_a_hub_that_cannot_be_reached_are_not_shown():
+    logger = huggingface_hub.logging.get_logger("huggingface_hub.utils._http")
+    assert not logger.isEnabledFor(huggingface_hub.logging.WARNING)
+    assert logger.isEnabledFor(huggingface_hub.logging.ERROR)
 
 
 def test_fingerprint_of_streamed_parquet_tells_other_images_apart(local, cpu, monkeypatch):

@@ -117,7 +117,7 @@ def test_tensors_are_normalised_as_the_students_see_them(shared_set, tmp_path):
 
 def test_export_refuses_what_it_cannot_do_and_leaves_nothing(shared_set, tmp_path, refused):
     _, distilled, _ = shared_set
-    with refused("nothing-ipc1-x", "no such distilled set"):
+    with refused("nothing-ipc1-x: no such distilled set under artifacts/ or results/artifacts/"):
         export.export("nothing-ipc1-x", tmp_path / "out", "parquet")
     with refused("top-k: 11", "10 classes"):
         export.export(distilled.artifact, tmp_path / "out", "parquet", "one", top_k=11)
@@ -132,7 +132,7 @@ def test_soft_labels_larger_than_the_disk_are_refused_before_any_work(shared_set
     usage = export.shutil.disk_usage(tmp_path)._replace(free=100)
     monkeypatch.setattr(export.shutil, "disk_usage", lambda _: usage)
     monkeypatch.setattr(relabel, "mixed_batches", None)
-    with refused("soft labels", "GB"):
+    with refused("soft labels: 1.2 kB are more than is free"):
         export.export(distilled.artifact, tmp_path / "out", "parquet", "epochs")
 
 
@@ -141,12 +141,31 @@ def test_command_line_exports_with_soft_labels_and_says_their_size_first(shared_
     command = [sys.executable, "-m", "dwa_core.export", distilled.artifact, "--to", str(tmp_path / "out")]
     command += ["--soft-labels", "epochs", "--top-k", "3"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    size = export.soft_label_bytes(20, 10, 3, 3)
-    assert done.stdout.splitlines()[0] == f"soft labels: 3 x 20 images, {size / 1e6:.1f} MB"
+    assert export.soft_label_bytes(20, 10, 3, 3) == 840
+    assert done.stdout.splitlines()[0] == "soft labels: 3 x 20 images, 0.8 kB"
     assert len(ImageFolder(str(tmp_path / "out" / "train"))) == 20
     again = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (again.returncode, again.stderr.count("\n")) == (2, 1)
     assert again.stderr.startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [([], "the following arguments are required: SET"), (["x", "--format", "zip"], "invalid choice: 'zip'")],
+)
+def test_command_line_that_cannot_be_read_is_one_line(arguments, text, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["export", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        export.main()
+    said = capsys.readouterr()
+    assert (stopped.value.code, said.out, said.err.count("\n")) == (2, "", 1)
+    assert said.err.startswith("error: ")
+    assert text in said.err
+
+
+@pytest.mark.parametrize(("size", "text"), [(840, "0.8 kB"), (2_500_000, "2.5 MB"), (3_000_000_000, "3.0 GB")])
+def test_bytes_are_shown_in_the_unit_that_fits(size, text):
+    assert export.in_bytes(size) == text
 
 
 # -------------------------------------------------------------------------------------------- soft labels

@@ -179,7 +179,7 @@ def test_notebook_of_ones_own_data_runs_without_a_warning_and_its_teacher_learns
     (record, _) = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("results/your-own-data/*.json"))]
     assert record["data"]["training_images"] == 360
     assert record["teacher"]["accuracy"]["top1"] > 60, "three classes: chance is 33"
-    assert len(list(tmp_path.glob("artifacts/exports/*/train/*/*.png"))) == 3 * 2
+    assert len(list(tmp_path.glob("exports/*-imagefolder/train/*/*.png"))) == 3 * 2
 
 
 def test_every_notebook_is_run_by_a_test():

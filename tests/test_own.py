@@ -73,7 +73,7 @@ def test_larger_images_take_a_larger_recipe_with_a_teacher_to_be_trained(side, p
     assert settings.resolve(found).teacher.weights is None
 
 
-def test_what_is_said_wins_and_the_settings_file_is_not_overwritten(pictures, own_root):
+def test_what_is_said_wins_and_the_same_call_finds_its_settings(pictures, own_root):
     said = own.parsed_differences(["teacher.epochs=3", "images.side=16", "synthesis.rho=0.1", "authors=true"])
     found = own.settings_for("own", "convnet-8", 1, said)
     path = own.write_settings(found)
@@ -81,9 +81,39 @@ def test_what_is_said_wins_and_the_settings_file_is_not_overwritten(pictures, ow
     assert settings.read(path) == found
     setting = settings.resolve(settings.read(path))
     assert (setting.teacher.epochs, setting.images.side, setting.synthesis.rho, setting.authors) == (3, 16, 0.1, True)
-    path.write_text(path.read_text().replace("epochs: 3", "epochs: 4"))
-    own.write_settings(found)
-    assert settings.read(path)["teacher"]["epochs"] == 4
+    written = path.stat().st_mtime_ns
+    assert own.write_settings(own.settings_for("own", "convnet-8", 1, said)) == path
+    assert path.stat().st_mtime_ns == written
+
+
+def test_settings_of_another_call_are_refused_and_a_name_of_its_own_helps(pictures, own_root, refused):
+    path = own.write_settings(own.settings_for("own", "convnet-8", 1, {"teacher": {"epochs": 3}}))
+    text = path.read_text()
+    with refused(str(path), "teacher.epochs is 3 there and 4 here", "name="):
+        own.write_settings(own.settings_for("own", "convnet-8", 1, {"teacher": {"epochs": 4}}))
+    assert path.read_text() == text
+    said = own.parsed_differences(["teacher.epochs=4", "name=longer"])
+    longer = own.write_settings(own.settings_for("own", "convnet-8", 1, said))
+    assert (longer.name, settings.read(longer)["teacher"]["epochs"]) == ("longer.yaml", 4)
+    for picture in pictures.rglob("*.png"):
+        Image.fromarray(255 - np.asarray(Image.open(picture))).save(picture)
+    with refused(str(path), "images.mean is [0.", "delete it"):
+        own.write_settings(own.settings_for("own", "convnet-8", 1, {"teacher": {"epochs": 3}}))
+
+
+def test_record_of_other_images_of_the_same_colours_is_refused(pictures, cpu, refused):
+    parameters = own.settings_for("own", "convnet-8", 1, {"device": "cpu"})
+    setting = settings.resolve(parameters)
+    found = data.load("own", setting.images, cpu)
+    record = {"setting": setting.recorded(), "data": {"fingerprint": found.fingerprint}}
+    setting.record_path().parent.mkdir(parents=True)
+    store.write_json(setting.record_path(), record)
+    assert own.write_settings(parameters).is_file()
+    (pictures / "dark").rename(pictures / "gloomy")  # after bright, as before: another class of the same images
+    again = own.settings_for("own", "convnet-8", 1, {"device": "cpu"})
+    assert again == parameters
+    with refused(str(setting.record_path()), "fingerprint", f"{found.fingerprint[:10]} there"):
+        own.write_settings(again)
 
 
 @pytest.mark.parametrize("text", ["epochs", "=3", "teacher.=3"])
@@ -100,13 +130,20 @@ def distill(*arguments: str, root: Path) -> subprocess.CompletedProcess:
 
 
 def test_one_command_distils_a_folder(pictures, tmp_path):
-    short = ["teacher.epochs=2", "synthesis.iterations=3", "relabel.epochs=2", "device=cpu"]
+    pictures = pictures.parent.rename(tmp_path / "my data") / "own"
+    short = ["teacher.epochs=2", "synthesis.iterations=3", "relabel.epochs=2", "device=cpu", "seed=1"]
     done = distill(str(pictures), "--network", "convnet-8", "--ipc", "2", *short, root=tmp_path / "out")
     assert done.returncode == 0, done.stdout + done.stderr
-    record = store.read_json(tmp_path / "out" / "results" / "mine" / "own-convnet-8-dwa-ipc2-seed0.json")
+    assert f"DWA_DATA='{pictures.parent}' make results/mine/own-convnet-8-dwa-ipc2.json" in done.stdout
+    record = store.read_json(tmp_path / "out" / "results" / "mine" / "own-convnet-8-dwa-ipc2-seed1.json")
     assert (record["setting"]["ipc"], record["data"]["training_images"]) == (2, 24)
     stored = tmp_path / "out" / "artifacts" / "distilled" / record["distilled"]["artifact"]
     assert synthesize.read_parquet(stored).images_uint8.shape == (4, 32, 32, 3)
+    again = distill(str(pictures), "--network", "convnet-8", "--ipc", "2", *short, root=tmp_path / "out")
+    assert (again.returncode, again.stdout.splitlines()[-1]) == (
+        0,
+        f"{record['setting']['name']} seed 1: recorded already",
+    )
 
 
 @pytest.mark.parametrize(
@@ -115,15 +152,26 @@ def test_one_command_distils_a_folder(pictures, tmp_path):
         (["nowhere"], "error: DATA: nowhere is not a folder"),
         (["--network", "resnet19"], "error: network: 'resnet19' is not a network"),
         (["teacher.epoch=3"], "error: teacher.epoch: unknown key"),
+        ([], "error: the following arguments are required: DATA\n"),
+        (["--ipc", "two"], "error: argument --ipc: invalid int value: 'two'"),
     ],
 )
 def test_what_cannot_be_distilled_is_one_line(arguments, texts, pictures, tmp_path):
-    folder = [] if arguments == ["nowhere"] else [str(pictures)]
+    folder = [] if arguments in (["nowhere"], []) else [str(pictures)]
     done = distill(*folder, *arguments, root=tmp_path / "out")
     assert done.returncode == 2
     assert done.stderr.startswith(texts)
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "out" / "settings").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"), [(["DATA=/x/my pics"], '"/x/my pics" --network'), ([], "distill.py --network")]
+)
+def test_make_hands_a_folder_on_with_its_spaces(given, words):
+    command = ["make", "--dry-run", "distill", *given]
+    said = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, check=True).stdout
+    assert words in " ".join(said.split())
 
 
 # -------------------------------------------------------------------------------------------------- networks

@@ -111,7 +111,7 @@ def test_board_shows_losses_and_images_and_leaves_the_set_as_it_is(
 
 def test_board_that_is_not_installed_is_one_line(watched, monkeypatch, refused):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with refused("DWA_TENSORBOARD", "pip install"):
+    with refused("DWA_TENSORBOARD", ".venv/bin/pip install -e '.[tensorboard]'"):
         watch.epoch("x", {"epoch": 1, "loss": 0.5})
 
 
