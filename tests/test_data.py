@@ -315,9 +315,8 @@ def test_refusal_of_a_gated_data_set_says_how_to_get_it(monkeypatch, cpu, refuse
 
 
 def test_tries_at_a_hub_that_cannot_be_reached_are_not_shown():
-    logger = huggingface_hub.logging.get_logger("huggingface_hub.utils._http")
-    assert not logger.isEnabledFor(huggingface_hub.logging.WARNING)
-    assert logger.isEnabledFor(huggingface_hub.logging.ERROR)
+    # Not whether a logger is enabled: other libraries' set-up of logging may disable those that were there before.
+    assert huggingface_hub.logging.get_verbosity() == huggingface_hub.logging.ERROR
 
 
 def test_fingerprint_of_streamed_parquet_tells_other_images_apart(local, cpu, monkeypatch):
