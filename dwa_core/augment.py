@@ -18,7 +18,7 @@ CROP_TRIES = 10
 
 
 # What random numbers are for: the first number of every key, so that no two uses draw from one stream.
-TEACHER, INITIAL_IMAGES, INITIAL_NOISE, VIEWS, CROPS, DIRECTION, STUDENT, LAYERS, CLASS_ORDER = range(9)
+TEACHER, INITIAL_IMAGES, INITIAL_NOISE, VIEWS, CROPS, DIRECTION, STUDENT, LAYERS, CLASS_ORDER, VALIDATION = range(10)
 
 
 def host_random(*key: int) -> np.random.Generator:

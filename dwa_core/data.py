@@ -57,8 +57,11 @@ class ImageData:
     place: str = ""  # how large the images are and where they are kept, for the log
 
 
-def load(name: str, images: Images, device: torch.device, ipc: int = 1) -> ImageData:
+def load(name: str, images: Images, device: torch.device, ipc: int = 1, validation: float = 0.0) -> ImageData:
     """The data set `name` at `images.side`: bundled digits, $DWA_DATA/<name>, or the hub.
+
+    Args:
+        validation: the share of the training images that stands in for the test part; see `with_validation`.
 
     Raises:
         InputError: it cannot be found or read, a label is out of range, or a class has fewer than `ipc`
@@ -74,15 +77,43 @@ def load(name: str, images: Images, device: torch.device, ipc: int = 1) -> Image
     told = f"{size / 1e6:,.1f} MB decoded at {images.side} px, {told}"
     if place == "files":
         splits = {part: Streamed(dataset, images.side) for part, dataset in parts.items()}
-        return ImageData(name, classes, splits["train"], splits["test"], store.digest(source, images.side), told)
-    tensors, content = decoded(name, parts, images.side, source, classes)
-    splits = {
-        part: Resident(
-            tensors[part], tensors[f"{part}_labels"], device, torch.device("cpu") if place == "host" else device
-        )
-        for part in ("train", "test")
-    }
-    return ImageData(name, classes, splits["train"], splits["test"], content, told)
+        content = store.digest(source, images.side)
+    else:
+        tensors, content = decoded(name, parts, images.side, source, classes)
+        kept_on = torch.device("cpu") if place == "host" else device
+        splits = {
+            part: Resident(tensors[part], tensors[f"{part}_labels"], device, kept_on) for part in ("train", "test")
+        }
+    whole = ImageData(name, classes, splits["train"], splits["test"], content, told)
+    return with_validation(whole, validation, ipc)
+
+
+def with_validation(data: ImageData, share: float, ipc: int) -> ImageData:
+    """`data` tested on that share of the training images of each class, which the training part then lacks.
+
+    What is chosen by accuracy is chosen on it; the test images have no part in it. Drawn by seed 0. A share of 0
+    changes nothing.
+
+    Raises:
+        InputError: a class is left without validation images, or with fewer than `ipc` training images.
+    """
+    if share == 0:
+        return data
+    labels = data.train.labels.cpu()
+    held_out = torch.zeros(len(labels), dtype=torch.bool)
+    for label, name in enumerate(data.classes):
+        members = (labels == label).nonzero()[:, 0]
+        count = round(share * len(members))
+        if count == 0 or len(members) - count < max(ipc, 1):
+            raise InputError(
+                f"validation: {share} is not allowed; of the {len(members)} training images of class {name!r} it "
+                f"holds out {count}, and {max(ipc, 1)} are needed for training"
+            )
+        order = augment.host_random(augment.VALIDATION, label).permutation(len(members))
+        held_out[members[torch.from_numpy(order[:count])]] = True
+    train, test = (data.train.relabelled(labels.masked_fill(out, -1)) for out in (held_out, ~held_out))
+    content = store.digest(data.fingerprint, "validation", share)
+    return ImageData(data.name, data.classes, train, test, content, data.place)
 
 
 def place_for(size: int, device: torch.device) -> str:

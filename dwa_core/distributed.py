@@ -39,7 +39,7 @@ def train(setting: settings.Setting, device: torch.device) -> None:
     rank, processes = dist.get_rank(), dist.get_world_size()
     if rank > 0:
         dist.barrier()  # the first process decodes the images, and the others find them
-    real = data.load(setting.dataset, setting.images, device)
+    real = data.load(setting.dataset, setting.images, device, validation=setting.validation)
     if rank == 0:
         dist.barrier()
     for part in continual.split_into_tasks(setting, real):

@@ -345,7 +345,7 @@ def loss_curves(runs: list[Run]) -> Figure:
 def real_images(setting: settings.Setting, fingerprint: str, device: torch.device) -> data.ImageData | None:
     """The data set of a record; None, and a line that says why, where it cannot be had or is another copy."""
     try:
-        real = data.load(setting.dataset, setting.images, device)
+        real = data.load(setting.dataset, setting.images, device, validation=setting.validation)
     except settings.InputError as error:
         print(f"no real images: {error}")
         return None

@@ -194,7 +194,9 @@ def notes(runs: list[Run]) -> list[str]:
         used = record["data"]["training_images"], record["data"]["test_images"]
         full = IMAGES_IN_FULL.get(setting["dataset"], used)
         text = f"{setting['dataset']}: trained on {used[0]:,} and tested on {used[1]:,} images"
-        if used != full:
+        if setting["validation"] > 0:
+            text += " that are all of the training part; its test part was not used"
+        elif used != full:
             missing = sum(full) - sum(used)
             text += f"; this copy of the data lacks {missing:,} images of the official {full[0]:,} and {full[1]:,}"
         lines.add(text + ".")

@@ -140,6 +140,8 @@ class Setting(Strict):
     precision: Literal["auto", "bf16", "fp32"]
     # Class-incremental learning: the classes come in so many tasks of equal size; 1 is all at once.
     tasks: Count = 1
+    # This share of the training images is held out, and tested on instead of the test part: to choose by.
+    validation: Annotated[float, Field(ge=0, lt=1)] = 0.0
     deterministic: bool = False  # bit-exact on a GPU too, and slower; a CPU is bit-exact anyway
     max_minutes: Positive | None = None  # the run stops then and goes on when it is called again; part of no result
     images: Images

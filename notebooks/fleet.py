@@ -140,7 +140,7 @@ def opened(parameters: dict, ipc: int = 1):
     if setting.deterministic:
         models.use_deterministic_algorithms()
     device = models.choose_device(setting.device)
-    whole = data.load(setting.dataset, setting.images, device, ipc)
+    whole = data.load(setting.dataset, setting.images, device, ipc, setting.validation)
     return setting, device, continual.split_into_tasks(setting, whole)
 
 

@@ -543,3 +543,20 @@ def test_real_images_are_read_whole(name, side, train, test, monkeypatch, cpu):
     means = found.train.images_uint8[::50].float().mean((0, 1, 2)) / 255
     assert ((means > 0.3) & (means < 0.6)).all()
     assert means[0] > means[2]  # more red than blue, in both data sets
+
+
+def test_validation_images_leave_the_training_part_and_stand_in_for_the_test_part(cpu):
+    """With a share held out, no test image is read, and no image is both trained and tested on."""
+    whole = data.load("digits", image_settings(16), cpu)
+    chosen = data.load("digits", image_settings(16), cpu, validation=0.1)
+    per_class = torch.bincount(whole.train.labels)
+    assert torch.bincount(chosen.test.labels).tolist() == [round(0.1 * int(count)) for count in per_class]
+    together = torch.cat([chosen.train.images_uint8, chosen.test.images_uint8]).flatten(1)
+    assert sorted(map(bytes, together.numpy())) == sorted(map(bytes, whole.train.images_uint8.flatten(1).numpy()))
+    assert chosen.fingerprint != whole.fingerprint
+    assert data.load("digits", image_settings(16), cpu, validation=0.1).fingerprint == chosen.fingerprint
+
+
+def test_validation_that_leaves_too_few_training_images_is_refused(cpu):
+    with pytest.raises(settings.InputError, match="validation: 0.99 is not allowed; .* 5 are needed for training"):
+        data.load("digits", image_settings(16), cpu, ipc=5, validation=0.99)
