@@ -10,7 +10,7 @@ RUN := $(VENV)/bin/python notebooks/run.py
 comma := ,
 # Every rule is written out: make need not try its own on some thousand names.
 MAKEFLAGS += --no-builtin-rules
-ifeq ($(PROFILE) $(or $(filter-out reproduce table-% figure-%,$(MAKECMDGOALS)),$(if $(MAKECMDGOALS),,none)),demo )
+ifeq ($(PROFILE) $(or $(filter-out reproduce table-% figure-% what-%,$(MAKECMDGOALS)),$(if $(MAKECMDGOALS),,none)),demo )
 # Most of a run of the demo is the start of a kernel: two at a time, with one thread each.
 MAKEFLAGS += --jobs=2
 export OMP_NUM_THREADS ?= 1
@@ -42,14 +42,15 @@ records_of = $(foreach seed,$(call values,2,$(1)),results/$(call field,1,$(1))-s
 RUNS_OF_PROFILE := $(filter $(PROFILE)/%,$(RUNS))
 RECORDS := $(foreach run,$(RUNS_OF_PROFILE),$(call records_of,$(run)))
 
-# notebooks/table_01.ipynb makes table-1, notebooks/figure_steps_rho.ipynb makes figure-steps-rho.
+# notebooks/table_01.ipynb makes table-1, notebooks/figure_steps_rho.ipynb makes figure-steps-rho, and
+# notebooks/what_moves_the_number.ipynb makes the table what-moves-the-number.
 product_of = $(patsubst table-0%,table-%,$(subst _,-,$(basename $(notdir $(1)))))
-NOTEBOOKS := $(wildcard notebooks/table_*.ipynb notebooks/figure_*.ipynb)
+NOTEBOOKS := $(wildcard notebooks/table_*.ipynb notebooks/what_*.ipynb notebooks/figure_*.ipynb)
 shown = $(sort $(foreach run,$(1),$(call values,3,$(run))))
 # Those that a setting of the profile is shown in, and those that need no settings at all, such as hyper-parameters.
 WANTED := $(call shown,$(RUNS_OF_PROFILE)) $(filter-out $(call shown,$(RUNS)),$(foreach n,$(NOTEBOOKS),$(call product_of,$n)))
 CHOSEN := $(foreach n,$(NOTEBOOKS),$(if $(filter $(call product_of,$n),$(WANTED)),$n))
-TABLES := $(patsubst notebooks/%.ipynb,results/$(PROFILE)/%.md,$(filter notebooks/table_%,$(CHOSEN)))
+TABLES := $(patsubst notebooks/%.ipynb,results/$(PROFILE)/%.md,$(filter-out notebooks/figure_%,$(CHOSEN)))
 FIGURES := $(patsubst notebooks/figure_%.ipynb,figures/$(PROFILE)/%.svg,$(filter notebooks/figure_%,$(CHOSEN)))
 
 .DEFAULT_GOAL := help
@@ -168,5 +169,5 @@ $(call product_of,$(1)): $(2).$(3) $(2).$(4)
 $(2)%$(3) $(2)%$(4): $(1) $(REPORTING) $(call shown_in,$(call product_of,$(1))) | $(ENVIRONMENT)
 	@$$(RUN) $$< --profile $$(PROFILE)
 endef
-$(foreach n,$(filter notebooks/table_%,$(NOTEBOOKS)),$(eval $(call product_rules,$n,$(n:notebooks/%.ipynb=results/$(PROFILE)/%),md,csv)))
+$(foreach n,$(filter-out notebooks/figure_%,$(NOTEBOOKS)),$(eval $(call product_rules,$n,$(n:notebooks/%.ipynb=results/$(PROFILE)/%),md,csv)))
 $(foreach n,$(filter notebooks/figure_%,$(NOTEBOOKS)),$(eval $(call product_rules,$n,$(n:notebooks/figure_%.ipynb=figures/$(PROFILE)/%),svg,png)))

@@ -73,8 +73,10 @@ def stripped(parameters: dict, template: str, profile: str) -> dict:
 
 
 def labelled(key: str, value) -> str:
-    """What a name says of a value: -student-resnet50, -rho0.02."""
-    return f"-{key}-{value}" if isinstance(value, str) else f"-{key}{value:g}"
+    """What a name says of a value: -student-resnet50, -rho0.02, and of what is switched on or a list, the key alone."""
+    if isinstance(value, str):
+        return f"-{key}-{value}"
+    return f"-{key}" if value is True or isinstance(value, list) else f"-{key}{value:g}"
 
 
 if __name__ == "__main__":

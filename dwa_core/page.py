@@ -22,7 +22,7 @@ class Shown(NamedTuple):
 def tables(profile: str) -> dict[str, Shown]:
     """Each table that is there, by its file's name without ending; headings inside two levels lower."""
     found = {}
-    for path in sorted((settings.root() / "results" / profile).glob("table_*.md")):
+    for path in sorted((settings.root() / "results" / profile).glob("*.md")):
         title, _, text = path.read_text().partition("\n")
         title = title.removeprefix("# ").removesuffix(f", profile {profile}")
         found[path.stem] = Shown(title, text.replace("\n## ", "\n#### "), path)

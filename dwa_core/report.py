@@ -121,7 +121,9 @@ def differences(setting: dict) -> dict[str, tuple]:
 
 def told_in_notes(key: str) -> bool:
     """Whether a difference of this key stands in the notes of a table; the others are part of the variant."""
-    return key.startswith(("teacher.", "images.")) or key == "relabel.test_every"
+    return key == "relabel.test_every" or (
+        key.startswith(("teacher.", "images.")) and key != "images.std_after_teacher"  # a switch of the authors'
+    )
 
 
 def variant(setting: dict, usual_epochs: int, axes: tuple[str, ...] = ()) -> str:

@@ -25,7 +25,7 @@ Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]  # part of file names
-Product = Annotated[str, Field(pattern=r"^(table|figure)-[a-z0-9-]+$")]  # table-1, figure-gain: a target of make
+Product = Annotated[str, Field(pattern=r"^(table|figure|what)-[a-z0-9-]+$")]  # table-1, figure-gain: a target of make
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -396,5 +396,5 @@ def read(path: Path) -> dict:
 
 def products() -> dict[str, Path]:
     """The tables and figures there are, as make calls them, and the notebook of each."""
-    paths = sorted([*NOTEBOOKS.glob("table_*.ipynb"), *NOTEBOOKS.glob("figure_*.ipynb")])
+    paths = sorted(path for kind in ("table", "figure", "what") for path in NOTEBOOKS.glob(f"{kind}_*.ipynb"))
     return {re.sub("^table-0", "table-", path.stem.replace("_", "-")): path for path in paths}

@@ -1,5 +1,6 @@
 """Tables from runs, as Markdown and CSV: print beside ours, and a cell that was never run stays empty."""
 
+import math
 from collections.abc import Iterable
 from itertools import takewhile
 from pathlib import Path
@@ -218,6 +219,67 @@ def seed_spread(frame: pd.DataFrame) -> pd.DataFrame:
                 }
             )
     return pd.DataFrame(rows)
+
+
+def moves(runs: list[Run]) -> pd.DataFrame:
+    """What changes accuracy by how much: one row per change, methods side by side, against the row without changes.
+
+    For each data set, ipc, teacher and student the first row is the recipe under our defaults; the others are sorted
+    by what they add to DWA. `<method> mean`, `std` and `count` are over student seeds, in percent; `<method> effect`
+    is what the change adds to the mean, in points, and `<method> spread` twice the larger standard deviation of the
+    two, 0 where neither has one. `synthesis gain` is DWA minus random real.
+
+    Args:
+        runs: as `report.runs_of` returns them.
+    """
+    where = ["data set", "ipc", "network", "student"]
+    rows = report.accuracies(runs)
+    switched = rows["authors"].map({True: "authors' switches", False: ""})
+    rows["change"] = [", ".join(filter(None, texts)) for texts in zip(switched, rows["variant"], strict=True)]
+    cells = rows.groupby([*where, "change", "method"])["accuracy"].agg(["mean", "std", "count"]).reset_index()
+    unchanged = cells[cells["change"] == ""].drop(columns=["change", "count"])
+    cells = cells.merge(unchanged, how="left", on=[*where, "method"], suffixes=("", " unchanged"))
+    changed = cells["change"] != ""
+    cells["effect"] = (cells["mean"] - cells.pop("mean unchanged")).where(changed)
+    spread = cells[["std"]].join(cells.pop("std unchanged")).max(axis=1)
+    cells["spread"] = (2 * spread.fillna(0)).where(changed)
+    frame = cells.set_index([*where, "change", "method"]).unstack("method")
+    frame.columns = [f"{method} {name}" for name, method in frame.columns]
+    for name in ("mean", "effect"):
+        for method in ("random-real", "dwa"):
+            if f"{method} {name}" not in frame:
+                frame[f"{method} {name}"] = float("nan")
+    frame["synthesis gain"] = frame["dwa mean"] - frame["random-real mean"]
+    frame.insert(0, "teacher", rows.groupby([*where, "change"])["teacher"].mean())
+    frame = frame.reset_index()
+    order = frame["dwa effect"].fillna(-math.inf).where(frame["change"] != "", math.inf)
+    return frame.assign(order=-order).sort_values([*where, "order"], ignore_index=True).drop(columns="order")
+
+
+def moves_text(frame: pd.DataFrame) -> pd.DataFrame:
+    """`moves`' frame as texts, without the methods that were not run."""
+    rows = []
+    for _, row in frame.iterrows():
+        texts = {name: row[name] for name in ("data set", "ipc", "student")}
+        texts["change"] = row["change"] or "none (our defaults)"
+        texts["teacher"] = f"{row['network']} {number(row['teacher'], 1)}".strip()
+        for method, shown in METHODS.items():
+            if f"{method} count" in frame:
+                texts |= {shown: mean_text(row, method), f"{shown}, change": effect_text(row, method)}
+        texts["DWA minus random real"] = signed(row["synthesis gain"])
+        rows.append(texts)
+    return pd.DataFrame(rows)
+
+
+def signed(value: float) -> str:
+    """Points with their sign, empty where there are none."""
+    return "" if pd.isna(value) else f"{value:+.1f}"
+
+
+def effect_text(row: pd.Series, method: str) -> str:
+    """What a change adds; in brackets where the spread over students may be all there is to it."""
+    text = signed(row[f"{method} effect"])
+    return f"({text})" if text and abs(row[f"{method} effect"]) <= row[f"{method} spread"] else text
 
 
 # --------------------------------------------------------------------------------------- hyper-parameters

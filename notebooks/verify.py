@@ -47,7 +47,7 @@ def render(profile: str, scratch: Path) -> list[str]:
     profiles = [path.name for path in settings.SETTINGS.iterdir() if path.is_dir()]
     for product, notebook in settings.products().items():
         # As make has it: the tables that a setting of the profile is shown in, and those that need no settings.
-        if not product.startswith("table-"):
+        if product.startswith("figure-"):
             continue
         if not settings.files(profile, product) and any(settings.files(other, product) for other in profiles):
             continue

@@ -558,5 +558,5 @@ def test_validation_images_leave_the_training_part_and_stand_in_for_the_test_par
 
 
 def test_validation_that_leaves_too_few_training_images_is_refused(cpu):
-    with pytest.raises(settings.InputError, match="validation: 0.99 is not allowed; .* 5 are needed for training"):
+    with pytest.raises(settings.InputError, match=r"validation: 0\.99 is not allowed; .* 5 are needed for training"):
         data.load("digits", image_settings(16), cpu, ipc=5, validation=0.99)

@@ -11,7 +11,7 @@ from dwa_core import settings
 REPOSITORY = Path(__file__).resolve().parents[1]
 PROFILES = ("demo", "lite", "paper")
 NOTEBOOKS = sorted(
-    path.stem for pattern in ("table_*", "figure_*") for path in (REPOSITORY / "notebooks").glob(f"{pattern}.ipynb")
+    path.stem for kind in ("table", "what", "figure") for path in (REPOSITORY / "notebooks").glob(f"{kind}_*.ipynb")
 )
 
 

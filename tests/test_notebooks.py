@@ -19,6 +19,7 @@ from dwa_core import settings
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
+PRODUCTS = ("table_", "what_", "figure_")  # what the notebooks are called that make a table or a figure
 SETTINGS_FILES = sorted(settings.SETTINGS.glob("*/*.yaml"))
 RECORD_FIELDS = {
     "setting",
@@ -125,7 +126,7 @@ def test_second_run_of_a_recorded_setting_does_nothing(demo):
     assert executed.stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize("name", [path.stem for path in NOTEBOOKS if path.stem.startswith(("table_", "figure_"))])
+@pytest.mark.parametrize("name", [path.stem for path in NOTEBOOKS if path.stem.startswith(PRODUCTS)])
 def test_table_and_figure_notebooks_run_on_the_demo_records(demo, name):
     done = run(f"notebooks/{name}.ipynb", "--profile", "demo", root=demo)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -133,10 +134,10 @@ def test_table_and_figure_notebooks_run_on_the_demo_records(demo, name):
         assert "Not run yet" not in done.stdout, "hyper-parameters need no records"
     else:
         assert re.search(r"Not run yet:\n  make results/demo/digits\S+-seed\d\.json\n", done.stdout)
-    if name.startswith("table_"):
-        products = [f"results/demo/{name}.md", f"results/demo/{name}.csv"]
-    else:
+    if name.startswith("figure_"):
         products = [f"figures/demo/{name.removeprefix('figure_')}.{ending}" for ending in ("svg", "png")]
+    else:
+        products = [f"results/demo/{name}.md", f"results/demo/{name}.csv"]
     for product in products:
         assert (demo / product).stat().st_size > 0
 
@@ -183,7 +184,7 @@ def test_notebook_of_ones_own_data_runs_without_a_warning_and_its_teacher_learns
 
 
 def test_every_notebook_is_run_by_a_test():
-    others = {path.stem for path in NOTEBOOKS if not path.stem.startswith(("table_", "figure_"))}
+    others = {path.stem for path in NOTEBOOKS if not path.stem.startswith(PRODUCTS)}
     assert others == {"setting", "walkthrough", "your_own_data", "report"}
 
 

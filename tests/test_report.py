@@ -221,6 +221,39 @@ def test_diversity_stands_beside_the_accuracy_once_for_each_set(add):
     ]
 
 
+def test_what_moves_the_number_sets_each_change_against_the_unchanged_recipe(add):
+    shown_in = ("what-moves-the-number",)
+    add("dwa", 30.0, 31.0, 32.0, shown_in=shown_in)  # 31 ± 1
+    add("real", 40.0, 40.2, 40.4, method="random-real", shown_in=shown_in)  # 40.2 ± 0.2
+    add("dwa-jpeg", 32.0, 32.5, 33.0, synthesis={"storage": "jpeg"}, shown_in=shown_in)  # 1.5 more, within 2
+    add("dwa-authors", 28.0, 28.1, 28.2, authors=True, shown_in=shown_in)  # 2.9 less
+    add("dwa-std", images={"std_after_teacher": [0.2, 0.2, 0.2]}, shown_in=shown_in)  # not run
+    add("dwa-short", 41.0, 41.0, 41.0, teacher={"epochs": 50}, shown_in=shown_in)  # 10 more
+    add("real-short", 41.0, 41.2, 41.4, method="random-real", teacher={"epochs": 50}, shown_in=shown_in)  # 1 more
+    frame = tables.moves(report.runs_of("trial", "what-moves-the-number"))
+    assert frame["change"].tolist() == [
+        "",
+        "teacher of 50 epochs",
+        "synthesis.storage jpeg",
+        "authors' switches",
+        "images.std_after_teacher [0.2, 0.2, 0.2]",
+    ]
+    assert frame["dwa effect"].tolist()[1:4] == pytest.approx([10.0, 1.5, -2.9])
+    assert frame["synthesis gain"].tolist()[:2] == pytest.approx([-9.2, -0.2])
+    texts = tables.moves_text(frame)
+    assert texts["DWA, change"].tolist() == ["", "+10.0", "(+1.5)", "-2.9", ""]
+    assert texts["random real, change"].tolist() == ["", "+1.0", "", "", ""]
+    assert texts["DWA minus random real"].tolist() == ["-9.2", "-0.2", "", "", ""]
+    assert "SRe2L" not in texts
+
+
+def test_what_moves_the_number_without_a_run_of_random_images(add):
+    add("dwa", 30.0, 31.0, 32.0, shown_in=("what-moves-the-number",))
+    (row,) = tables.moves_text(tables.moves(report.runs_of("trial"))).to_dict("records")
+    assert row["DWA"] == "31.0 ± 1.0"
+    assert "random real" not in row
+
+
 def test_hyperparameters_are_those_of_the_presets():
     frame = tables.hyperparameters(["cifar10", "imagenet-1k"]).set_index("value")
     assert frame.loc["relabel.epochs"].tolist() == ["400", "300"]
