@@ -14,19 +14,20 @@ from dwa_core import settings
 from dwa_core.presets import DEFAULTS
 
 GRID = settings.SETTINGS / "grid.yaml"
-TOP_LEVEL = ("preset", "method", "ipc", "network", "student", "authors", "tasks")  # in the order of a file's lines
+# In the order of a file's lines.
+TOP_LEVEL = ("preset", "method", "ipc", "network", "student", "authors", "tasks", "validation")
 
 
 def generated() -> dict[str, str]:
     """The text of every settings file of the description, by its name under settings/, such as "demo/digits.yaml"."""
     texts = {}
     for profile, description in yaml.safe_load(GRID.read_text()).items():
-        template, seeds = description.pop("name"), description.pop("seeds")
+        template, seeds, common = (description.pop(key, {}) for key in ("name", "seeds", "common"))
         runs = {}
         for product, groups in description.items():
             for group in groups:
                 for parameters in combinations(group):
-                    run = stripped(parameters, template, profile)
+                    run = stripped(parameters, common, template, profile)
                     known = runs.setdefault(run["name"], {**run, "seeds": set(), "shown_in": []})
                     if known | run != known:
                         raise settings.InputError(f"{GRID.name}: two runs are called {run['name']}")
@@ -44,27 +45,32 @@ def combinations(group: dict) -> list[dict]:
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
 
-def stripped(parameters: dict, template: str, profile: str) -> dict:
+def stripped(parameters: dict, common: dict, template: str, profile: str) -> dict:
     """The settings of one run without what its preset or a default says anyway, named after what is left.
 
     Args:
         parameters: keys of a settings file, those of stages with a dot: "synthesis.rho".
+        common: the same of all runs of the profile, which no name tells; `parameters` win.
         template: the beginning of the name, with keys in braces.
     """
+    told = {key for key, value in parameters.items() if common.get(key) != value}
+    parameters = {**common, **parameters}
     place = {"profile": profile, "name": "unnamed"}
     top_level = {key: parameters[key] for key in TOP_LEVEL if key in parameters}
     base = settings.resolve({**place, **top_level})
-    usual = {"network": settings.PRESETS[base.preset]["network"], "student": base.network, "authors": False, "tasks": 1}
+    usual = {"network": settings.PRESETS[base.preset]["network"], "student": base.network, "authors": False}
+    usual |= {"tasks": 1, "validation": 0.0}
     name = template.format(**top_level)
     for key in ("network", "student", "tasks"):
-        if f"{{{key}}}" not in template and top_level.get(key, usual[key]) != usual[key]:
+        if f"{{{key}}}" not in template and key in told and top_level[key] != usual[key]:
             name += labelled(key, top_level[key])
     stages = {}
     for dotted, value in parameters.items():
         stage, _, key = dotted.partition(".")
         if key and value != reduce(getattr, (stage, key), base):
             stages.setdefault(stage, {})[key] = value
-            name += labelled(f"{stage}-{key}" if key in DEFAULTS else key, value)
+            if dotted in told:
+                name += labelled(f"{stage}-{key}" if key in DEFAULTS else key, value)
     name += "-authors" if base.authors else ""
     written = {key: value for key, value in top_level.items() if key == "network" or value != usual.get(key)}
     run = {"profile": profile, "name": name, **written, **stages}
