@@ -115,7 +115,7 @@ lab: $(ENVIRONMENT) ## open JupyterLab on notebooks/
 environment: $(ENVIRONMENT) ## install what the others need into .venv
 
 publish: $(ENVIRONMENT) ## copy the artifacts that PROFILE's records stand on to results/artifacts/, to be committed
-	$(VENV)/bin/python -m dwa_core.store $(PROFILE)
+	$(VENV)/bin/python -m dwa_core.publish $(PROFILE)
 
 status: $(ENVIRONMENT) ## which settings of PROFILE are done, running, failed or waiting, with their last lines
 	@$(VENV)/bin/python -m dwa_core.status $(PROFILE)

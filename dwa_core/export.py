@@ -19,9 +19,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from dwa_core import augment, models, plan, relabel, store, synthesize, teacher
+from dwa_core import augment, models, plan, relabel, store, teacher
+from dwa_core.distilled import PARQUET, DistilledSet, read_parquet
 from dwa_core.settings import InputError, Setting, root
-from dwa_core.synthesize import DistilledSet
 
 FORMATS = ("parquet", "imagefolder", "tensors")
 SOFT_LABELS = ("one", "epochs")
@@ -50,12 +50,12 @@ def export(name: str, target: Path, kind: str, soft_labels: str | None = None, t
         raise InputError(f"{name}: no such distilled set under artifacts/ or results/artifacts/ of {root()}")
     if target.exists():
         raise InputError(f"{target}: is there already; delete it or name another folder")
-    distilled, records = synthesize.read_parquet(folder), records_of(name)
+    distilled, records = read_parquet(folder), records_of(name)
     temporary = target.with_name(f".{target.name}.part")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     if kind == "parquet":
-        shutil.copy(folder / synthesize.PARQUET, temporary)
+        shutil.copy(folder / PARQUET, temporary)
     elif kind == "imagefolder":
         write_image_folder(distilled, temporary / "train")
     else:

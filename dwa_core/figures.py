@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from dwa_core import data, diversity, models, report, settings, store, synthesize
+from dwa_core import data, diversity, models, report, settings, store
 from dwa_core import teacher as teachers
+from dwa_core.distilled import read_parquet
 from dwa_core.report import CELL, METHODS, Run, dataset_label, published
 
 # Shades that stay apart in black and white, from light to dark.
@@ -376,7 +377,7 @@ def gallery(runs: list[Run]) -> Figure:
     for record, label in zip(chosen, set_labels(chosen), strict=True):
         setting = settings.Setting.model_validate({**record["setting"], "seeds": [record["setting"]["seed"]]})
         folder = store.find("distilled", record["distilled"]["artifact"])
-        distilled = synthesize.read_parquet(folder)
+        distilled = read_parquet(folder)
         first = (distilled.ipc_index == 0) & (distilled.labels < 10)
         if setting.synthesis.initial == "real":
             initial = initial_pictures(setting, record["data"]["fingerprint"])
@@ -445,7 +446,7 @@ def tsne_places(pair: dict[str, dict]) -> dict[str, np.ndarray] | None:
     splits = {"real": real.test}
     for method, made in pair.items():
         if method in ("sre2l", "dwa"):
-            distilled = synthesize.read_parquet(store.find("distilled", made["distilled"]["artifact"]))
+            distilled = read_parquet(store.find("distilled", made["distilled"]["artifact"]))
             splits[method] = distilled.split(device)
     logits = {}
     for name, split in splits.items():

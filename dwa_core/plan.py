@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import torch
 
-from dwa_core import models, report, settings, store, synthesize, teacher
+from dwa_core import distilled, models, report, settings, store, teacher
 from dwa_core.data import RESIDENT_SIDE
 from dwa_core.settings import InputError, Setting, Training
 
@@ -76,7 +76,7 @@ def forward_passes(setting: Setting, size: Size) -> dict[str, float]:
     def tests(stage: Training) -> int:
         return size.test_images * -(-stage.epochs // stage.test_every)
 
-    distilled = setting.ipc * size.classes
+    synthetic = setting.ipc * size.classes
     # After each of several tasks a student is trained on the sets of the classes seen so far, and tested on those.
     students = (setting.tasks + 1) / 2
     trained = 3 * setting.teacher.epochs * size.training_images + tests(setting.teacher)
@@ -84,8 +84,8 @@ def forward_passes(setting: Setting, size: Size) -> dict[str, float]:
         "teacher": trained if setting.teacher.weights is None else size.test_images,
         "synthesis": 0
         if setting.method in ("random-real", "external")
-        else 3 * distilled * setting.synthesis.iterations,
-        "student": students * (4 * setting.relabel.epochs * distilled + tests(setting.relabel)),
+        else 3 * synthetic * setting.synthesis.iterations,
+        "student": students * (4 * setting.relabel.epochs * synthetic + tests(setting.relabel)),
     }
 
 
@@ -150,14 +150,14 @@ def costs(setting: Setting) -> list[str]:
         ]
     weights, student = (sum(parameter.numel() for parameter in network.parameters()) for network in networks)
     image = 3 * setting.images.side**2
-    real, distilled = (size.training_images + size.test_images) * image, setting.ipc * size.classes * image
+    real, synthetic = (size.training_images + size.test_images) * image, setting.ipc * size.classes * image
     streamed = setting.images.side > RESIDENT_SIDE
     free = gigabytes(shutil.disk_usage(existing(settings.root())).free)
     decoded = "" if streamed else f", decoded real images {gigabytes(real)}"
     lines += [
         f"disk, of which {free} are free: teacher {gigabytes(2 * weights)}, distilled set at most "
-        f"{gigabytes(distilled)}, its checkpoint as much, the student's checkpoint {gigabytes(12 * student)}{decoded}",
-        f"memory of the device: distilled images {gigabytes(distilled)}, twice that of the host while they are read"
+        f"{gigabytes(synthetic)}, its checkpoint as much, the student's checkpoint {gigabytes(12 * student)}{decoded}",
+        f"memory of the device: distilled images {gigabytes(synthetic)}, twice that of the host while they are read"
         f"{decoded}; what the networks need for their batches is not known beforehand",
     ]
     if streamed:
@@ -234,8 +234,8 @@ def artifacts(setting: Setting, size: Size | None) -> list[tuple[str, str, str]]
     if setting.tasks > 1:
         fingerprint += f", {setting.tasks} tasks"
     trained, _ = teacher.describe(setting, fingerprint)
-    distilled, _ = synthesize.describe(setting, fingerprint, trained)
-    return [("teacher", "teachers", trained), ("synthesis", "distilled", distilled)]
+    made, _ = distilled.describe(setting, fingerprint, trained)
+    return [("teacher", "teachers", trained), ("synthesis", "distilled", made)]
 
 
 if __name__ == "__main__":

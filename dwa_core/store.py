@@ -11,7 +11,6 @@ import os
 import platform
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from contextlib import contextmanager
@@ -26,10 +25,9 @@ from safetensors.torch import load_file, save_file
 
 from dwa_core import stop
 from dwa_core.models import device_name
-from dwa_core.settings import InputError, check_profile, root
+from dwa_core.settings import InputError, root
 
 FORMAT_VERSION = 1
-PUBLISHED_LIMIT_MB = 25
 CHECKPOINT_SECONDS = float(os.environ.get("DWA_CHECKPOINT_SECONDS", "60"))
 LEASE_SECONDS = 60
 # Every file of an artifact but itself, in the format of sha256sum.
@@ -372,50 +370,3 @@ def read_record(path: Path) -> dict:
     if not good:
         raise InputError(f"{path}: the record is damaged or of another form; delete it, and make makes it again")
     return record
-
-
-def publish(profile: str) -> None:
-    """Copies the artifacts that the records of `profile` stand on to results/artifacts/, and says so of each.
-
-    Sets of real images are left out: they are drawn anew from the data set in a moment, and the data
-    set is not ours to pass on; nor is what others distilled. Of a record that cannot be read, a line says so.
-
-    Raises:
-        InputError: there are no settings of that profile.
-    """
-    check_profile(profile)
-    wanted = {}
-    for path in sorted((root() / "results" / profile).glob("*-seed*.json")):
-        try:
-            record = read_record(path)
-        except InputError as error:
-            print(error)
-            continue
-        for student in record.get("tasks", [record]):
-            wanted["teachers", student["teacher"]["artifact"]] = path.name
-            if record["setting"]["method"] not in ("random-real", "external"):
-                wanted["distilled", student["distilled"]["artifact"]] = path.name
-    if not wanted:
-        print(f"{profile}: no records, so nothing to copy")
-    for (kind, name), record_name in wanted.items():
-        source, target = root() / "artifacts" / kind / name, root() / "results" / "artifacts" / kind / name
-        size = sum(file.stat().st_size for file in source.rglob("*") if file.is_file())
-        if target.exists():
-            print(f"{name}: there already")
-        elif size == 0:
-            print(f"{name}: not on this machine; {record_name} stands on it")
-        elif size > PUBLISHED_LIMIT_MB * 1e6:
-            print(f"{name}: {size / 1e6:.0f} MB are above the limit of {PUBLISHED_LIMIT_MB} MB")
-        else:
-            temporary = target.with_name(f".{name}.{os.getpid()}")
-            shutil.copytree(source, temporary)
-            temporary.rename(target)
-            print(f"{name}: copied to results/artifacts/{kind}/")
-
-
-if __name__ == "__main__":
-    try:
-        publish(" ".join(sys.argv[1:]))
-    except (InputError, StorageError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, InputError) else 1)

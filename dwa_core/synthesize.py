@@ -1,34 +1,27 @@
 """Synthesis (SRe2L's recover stage): images optimised against a teacher whose weights were adjusted."""
 
 import functools
-import io
 import itertools
 import math
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
-import datasets
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
-from dwa_core import augment, external, guard, models, stop, store, watch
+from dwa_core import augment, distilled, external, guard, models, stop, store, watch
 from dwa_core.adjust import adjust_weights
 from dwa_core.augment import DIRECTION, INITIAL_NOISE
-from dwa_core.data import ImageData, Resident, draw_real
-from dwa_core.settings import Setting, SynthesisStage, changed, root
+from dwa_core.data import ImageData, draw_real
+from dwa_core.distilled import DistilledSet
+from dwa_core.settings import Setting, SynthesisStage
 from dwa_core.teacher import Teacher
 
 FIRST_LAYER_WEIGHT = 10.0
 ADAM = {"betas": (0.5, 0.9), "eps": 1e-8}
-JPEG_QUALITY = 75  # the authors'
 GPU_IMAGES = 100  # in flight at once, unless one batch alone has more
-PARQUET = "train-00000-of-00001.parquet"
 
 
 # ------------------------------------------------------------------- BatchNorm statistics of the input
@@ -387,57 +380,7 @@ def prepare(
                 )
 
 
-# ---------------------------------------------------------------------------------------- distilled sets
-
-
-@dataclass(frozen=True)
-class DistilledSet:
-    """Distilled images as stored, their labels and ipc indices, and the record of the artifact."""
-
-    images_uint8: torch.Tensor
-    labels: torch.Tensor
-    ipc_index: torch.Tensor
-    classes: list[str]
-    artifact: str
-    record: dict
-
-    def split(self, device: torch.device) -> Resident:
-        """The images as a training part on `device`."""
-        return Resident(self.images_uint8, self.labels, device)
-
-
-def describe(setting: Setting, data_fingerprint: str, teacher_artifact: str) -> tuple[str, dict]:
-    """The name of the distilled set's artifact, and what determines it: settings that agree in this share one set.
-
-    Raises:
-        InputError: the folder of a set made elsewhere cannot be read.
-    """
-    stage = setting.synthesis
-    described = {
-        "method": setting.method,
-        "ipc": setting.ipc,
-        "side": setting.images.side,
-        "data": data_fingerprint,
-    }
-    if setting.method == "random-real":
-        described |= {"seed": stage.seed, "storage": stage.storage}
-    elif setting.method == "external":
-        described |= {"files": external.checksums(made_elsewhere(setting))}
-    else:
-        described |= {
-            "mean": setting.images.mean,
-            "std": setting.images.std_after_teacher or setting.images.std,
-            "stage": changed(stage),
-            "precision": setting.precision,
-            "teacher": teacher_artifact,
-            **({"deterministic": True} if setting.deterministic else {}),
-        }
-    return f"{setting.dataset}-{setting.method}-ipc{setting.ipc}-{store.digest(described)}", described
-
-
-def made_elsewhere(setting: Setting) -> Path:
-    """The folder of a set of the method "external"; as it is, if absolute."""
-    return root() / setting.distilled
+# ----------------------------------------------------------------------------------- the set, made and stored
 
 
 def synthesize_or_load(setting: Setting, data: ImageData, teacher: Teacher, device: torch.device) -> DistilledSet:
@@ -446,13 +389,13 @@ def synthesize_or_load(setting: Setting, data: ImageData, teacher: Teacher, devi
     "random-real" takes the real images from which synthesis with the same seed would start, as they are;
     "external" takes those of the folder `setting.distilled`.
     """
-    name, described = describe(setting, data.fingerprint, teacher.artifact)
+    name, described = distilled.describe(setting, data.fingerprint, teacher.artifact)
     with store.lock("distilled", name):
         folder = store.find("distilled", name)
         if folder is None:
             synthesize_and_store(setting, data, teacher, device, name, described)
             folder = store.find("distilled", name)
-    return read_parquet(folder)
+    return distilled.read_parquet(folder)
 
 
 def synthesize_part(setting: Setting, data: ImageData, teacher: Teacher, device: torch.device, indices: range) -> None:
@@ -460,7 +403,7 @@ def synthesize_part(setting: Setting, data: ImageData, teacher: Teacher, device:
 
     Each ipc index starts from the teacher's own weights, so parts can be made side by side on several machines.
     """
-    name, _ = describe(setting, data.fingerprint, teacher.artifact)
+    name, _ = distilled.describe(setting, data.fingerprint, teacher.artifact)
     if store.find("distilled", name) is None:
         checkpoint = store.Checkpoint(f"{name}.part-{indices.start:05d}-{indices.stop:05d}")
         made, losses = synthesize(setting, data, teacher.network, device, checkpoint, indices)
@@ -503,67 +446,14 @@ def synthesize_and_store(
         chosen = draw_real(data.train, len(data.classes), setting.ipc, stage.seed)
         pictures = data.train.pictures(chosen.flatten()).cpu()
     elif setting.method == "external":
-        folder = made_elsewhere(setting)
+        folder = distilled.made_elsewhere(setting)
         pictures = external.read_external(folder, data.name, data.classes, setting.ipc, setting.images.side)
     else:
         pictures, losses = synthesize(setting, data, teacher.network, device, checkpoint)
     with store.new_artifact("distilled", name) as folder:
-        write_parquet(pictures, data.classes, folder / PARQUET, stage.storage)
-        (folder / "README.md").write_text(dataset_card(setting, name))
+        distilled.write_parquet(pictures, data.classes, folder / distilled.PARQUET, stage.storage)
+        (folder / "README.md").write_text(distilled.dataset_card(setting, name))
         precision = models.choose_precision(setting.precision, device)
         store.finish(folder, described, checkpoint, device, precision, losses_first_batch=losses)
     for unfinished in (checkpoint, *parts):
         unfinished.remove()
-
-
-def write_parquet(pictures: torch.Tensor, classes: list[str], path: Path, storage: str) -> None:
-    """Writes images ordered by ipc index, then class, as columns image (encoded), label, ipc_index."""
-    options = {"format": "PNG"} if storage == "png" else {"format": "JPEG", "quality": JPEG_QUALITY}
-    encoded = []
-    for picture in pictures.numpy():
-        buffer = io.BytesIO()
-        Image.fromarray(picture).save(buffer, **options)
-        encoded.append({"bytes": buffer.getvalue(), "path": None})
-    order = np.arange(len(pictures))
-    columns = {"image": encoded, "label": order % len(classes), "ipc_index": order // len(classes)}
-    features = datasets.Features(
-        image=datasets.Image(), label=datasets.ClassLabel(names=classes), ipc_index=datasets.Value("int32")
-    )
-    datasets.Dataset.from_dict(columns, features=features).to_parquet(path)
-
-
-def read_parquet(folder: Path) -> DistilledSet:
-    """The distilled set stored in `folder`, as a student sees it: JPEG artefacts, if it has them, included."""
-    table = datasets.Dataset.from_parquet(str(folder / PARQUET), keep_in_memory=True)
-    pictures = np.stack([np.asarray(image.convert("RGB")) for image in table["image"]])
-    return DistilledSet(
-        torch.from_numpy(pictures),
-        torch.tensor(table["label"][:]),
-        torch.tensor(table["ipc_index"][:]),
-        table.features["label"].names,
-        folder.name,
-        store.read_json(folder / "record.json"),
-    )
-
-
-def dataset_card(setting: Setting, name: str) -> str:
-    """The README.md that the Hugging Face hub shows for a data set, and reads its files from."""
-    return f"""---
-configs:
-- config_name: default
-  data_files:
-  - split: train
-    path: train-*.parquet
----
-# {name}
-
-{setting.ipc} images per class, made from the training part of {setting.dataset} by the method {setting.method}
-(Diversity-Driven Synthesis, NeurIPS 2024). Columns: `image`, `label`, `ipc_index`. The settings in full, the
-teacher and the checksums stand in `record.json`. The terms of the source data set apply. `make share` writes a card
-with accuracies.
-
-```python
-import datasets
-distilled = datasets.load_dataset("path/to/{name}", split="train")
-```
-"""

@@ -4,7 +4,7 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
-from dwa_core import settings, store, synthesize, teacher
+from dwa_core import distilled, settings, store, teacher
 
 KINDS = ("teachers", "distilled", "data")  # of artifacts; what else lies beside them is none
 
@@ -67,7 +67,7 @@ def record_problems(path: Path) -> list[str]:
     lines = [] if path == setting.record_path() else [f"its settings belong to {setting.record_path()}"]
     if setting.tasks == 1:
         teacher_name, _ = teacher.describe(setting, record["data"]["fingerprint"])
-        distilled_name, _ = synthesize.describe(setting, record["data"]["fingerprint"], teacher_name)
+        distilled_name, _ = distilled.describe(setting, record["data"]["fingerprint"], teacher_name)
         for part, name in (("teacher", teacher_name), ("distilled", distilled_name)):
             if record[part]["artifact"] != name:
                 lines.append(f"its settings call for {name}, it names {record[part]['artifact']}")

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torchvision.datasets import ImageFolder
 
 from dwa_core import augment, data, export, external, relabel, store, synthesize
+from dwa_core.distilled import DistilledSet
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def test_image_folder_has_every_image_with_its_label(shared_set, tmp_path):
 @pytest.mark.parametrize("classes", [["zebra", "ant"], ["a/b", "c"], ["tench, Tinca tinca", "goldfish"], ["a", "a."]])
 def test_folders_sort_as_the_labels_do_whatever_the_names(classes, tmp_path):
     pictures = torch.arange(2, dtype=torch.uint8)[:, None, None, None].expand(2, 8, 8, 3) * 200
-    distilled = synthesize.DistilledSet(pictures, torch.arange(2), torch.zeros(2).int(), classes, "x", {})
+    distilled = DistilledSet(pictures, torch.arange(2), torch.zeros(2).int(), classes, "x", {})
     export.write_image_folder(distilled, tmp_path)
     tree = ImageFolder(str(tmp_path))
     assert [(np.asarray(picture).max(), label) for picture, label in tree] == [(0, 0), (200, 1)]

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from dwa_core import grid, models, settings, synthesize, teacher
+from dwa_core import distilled, grid, models, settings, teacher
 
 GENERATED = grid.generated()
 DATA_SETS = ("cifar10", "cifar100", "tiny-imagenet", "imagenet-1k")
@@ -104,7 +104,7 @@ def artifacts_of(product: str) -> tuple[set[str], set[str]]:
     for setting in resolved("paper", product):
         trained, _ = teacher.describe(setting, "data")
         teachers.add(trained)
-        sets.add(synthesize.describe(setting, "data", trained)[0])
+        sets.add(distilled.describe(setting, "data", trained)[0])
     return teachers, sets
 
 
@@ -127,8 +127,8 @@ def test_artifacts_of_committed_records_keep_their_names():
         setting = settings.Setting.model_validate({**record["setting"], "seeds": [0]})
         name, _ = teacher.describe(setting, record["data"]["fingerprint"])
         assert name == record["teacher"]["artifact"], path.name
-        distilled, _ = synthesize.describe(setting, record["data"]["fingerprint"], name)
-        assert distilled == record["distilled"]["artifact"], path.name
+        made, _ = distilled.describe(setting, record["data"]["fingerprint"], name)
+        assert made == record["distilled"]["artifact"], path.name
 
 
 def test_what_a_preset_says_anyway_is_neither_written_nor_part_of_the_name():

@@ -10,6 +10,7 @@ import torchvision
 from PIL import Image
 
 from dwa_core import data, plan, relabel, settings, synthesize, teacher
+from dwa_core.distilled import DistilledSet
 
 SHARED = Path(os.environ.get("DWA_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 CLASSES = ["n01440764", "n01443537", "n01484850", "n01491361"]
@@ -30,7 +31,7 @@ def small(**given) -> settings.Setting:
     return settings.resolve(settings.merged(short, given))
 
 
-def run(setting: settings.Setting, cpu) -> tuple[data.ImageData, teacher.Teacher, synthesize.DistilledSet, dict]:
+def run(setting: settings.Setting, cpu) -> tuple[data.ImageData, teacher.Teacher, DistilledSet, dict]:
     real = data.load(setting.dataset, setting.images, cpu, setting.ipc)
     trained = teacher.train_or_load(setting, real, cpu)
     distilled = synthesize.synthesize_or_load(setting, real, trained, cpu)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dwa_core import models, relabel, settings, synthesize, teacher
+from dwa_core import distilled, models, relabel, settings, synthesize, teacher
 
 
 def weights(network: nn.Module) -> torch.Tensor:
@@ -259,7 +259,7 @@ def test_deterministic_setting_reaches_torch_and_the_names_of_artifacts(tiny_set
     assert torch.are_deterministic_algorithms_enabled()
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
     assert teacher.describe(plain, "data")[0] != teacher.describe(exact, "data")[0]
-    names = [synthesize.describe(setting, "data", "teacher")[0] for setting in (plain, exact)]
+    names = [distilled.describe(setting, "data", "teacher")[0] for setting in (plain, exact)]
     assert names[0] != names[1]
     assert "deterministic" not in teacher.describe(plain, "data")[1]
 

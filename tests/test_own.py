@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from dwa_core import data, models, own, settings, store, synthesize, teacher
+from dwa_core import data, distilled, models, own, settings, store, synthesize, teacher
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -138,7 +138,7 @@ def test_one_command_distils_a_folder(pictures, tmp_path):
     record = store.read_json(tmp_path / "out" / "results" / "mine" / "own-convnet-8-dwa-ipc2-seed1.json")
     assert (record["setting"]["ipc"], record["data"]["training_images"]) == (2, 24)
     stored = tmp_path / "out" / "artifacts" / "distilled" / record["distilled"]["artifact"]
-    assert synthesize.read_parquet(stored).images_uint8.shape == (4, 32, 32, 3)
+    assert distilled.read_parquet(stored).images_uint8.shape == (4, 32, 32, 3)
     again = distill(str(pictures), "--network", "convnet-8", "--ipc", "2", *short, root=tmp_path / "out")
     assert (again.returncode, again.stdout.splitlines()[-1]) == (
         0,

@@ -9,12 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dwa_core import data, store, synthesize, teacher
+from dwa_core import data, distilled, store, synthesize, teacher
 
 FILES = {
     "data": ("images.safetensors", "record.json", store.SUMS),
     "teachers": ("model.safetensors", "record.json", store.SUMS),
-    "distilled": (synthesize.PARQUET, "README.md", "record.json", store.SUMS),
+    "distilled": (distilled.PARQUET, "README.md", "record.json", store.SUMS),
 }
 PLACES = [(kind, name) for kind, names in FILES.items() for name in names]
 
