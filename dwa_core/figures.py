@@ -68,15 +68,16 @@ def group_label(setting: dict, network: str) -> str:
     names = setting[network]
     if network == "student" and setting["student"] != setting["network"]:
         names += f", teacher {setting['network']}"
-    switches = "\nauthors' switches" if setting["authors"] else ""
-    return f"{dataset_label(setting)}\nipc {setting['ipc']}, {names}{switches}"
+    name = f"{dataset_label(setting)}\nipc {setting['ipc']}, {names}"
+    switches = report.switches(setting)
+    return name if switches == "ours" else f"{name}\n{report.SWITCHES[switches]}"
 
 
 def accuracy_bars(runs: list[Run]) -> Figure:
     """Horizontal bars of mean accuracy by method, a dot per student seed, a diamond for the number in print."""
     done = report.accuracies(runs)
     done["group"] = [group_label(run.setting, "student") for run in runs]
-    done = done[done["accuracy"].notna()].sort_values(["data set", "ipc", "student", "authors"])
+    done = done[done["accuracy"].notna()].sort_values(["data set", "ipc", "student", "switches"])
     if done.empty:
         return nothing_to_draw("no record yet")
     printed = published().assign(variant="").set_index(["dataset", "ipc", "network", "method", "variant"])["top1_mean"]
@@ -96,7 +97,7 @@ def accuracy_bars(runs: list[Run]) -> Figure:
             axis.scatter(chosen["accuracy"], [place] * len(chosen), s=14, color="white", edgecolor="black", zorder=3)
             key = tuple(chosen.iloc[0][[name for name in CELL if name != "network"]])
             # Print is compared with runs under the authors' switches alone.
-            if key in printed.index and chosen.iloc[0]["authors"]:
+            if key in printed.index and chosen.iloc[0]["switches"] == "authors":
                 axis.scatter(printed[key], place, marker="D", s=40, color="black", zorder=4)
                 printed_drawn = True
             place += 1
@@ -131,18 +132,18 @@ def gain_bars(runs: list[Run]) -> Figure:
     """Points of accuracy that DWA gains over SRe2L, ours beside print, for each data set, ipc and student."""
     rows = report.accuracies(runs)
     key = ["data set", "ipc", "student"]
-    done = rows[rows["variant"] == ""].groupby([*key, "authors", "method"])["accuracy"].agg(["mean", "std"])
+    done = rows[rows["variant"] == ""].groupby([*key, "switches", "method"])["accuracy"].agg(["mean", "std"])
     done = done.reset_index()
     # Print is compared with runs under the authors' switches; where a profile has none, its defaults stand alone.
-    authors = bool(done["authors"].any())
-    ours = gains(done[done["authors"] == authors], key, "mean", "std").add_prefix("ours ")
+    shown = "authors" if (done["switches"] == "authors").any() else "ours"
+    ours = gains(done[done["switches"] == shown], key, "mean", "std").add_prefix("ours ")
     frame = ours.join(printed_gains().add_prefix("print ")).dropna(subset=["ours gain", "print gain"], how="all")
     if frame.empty:
         return nothing_to_draw("no pair of SRe2L and DWA yet")
     frame = frame.loc[sorted(frame.index, key=lambda cell: (report.natural(cell[0]), cell[1], report.natural(cell[2])))]
     looks = {
         "print": {"color": "white", "hatch": "///", "label": "in print"},
-        "ours": {"color": DARK, "label": "ours, authors' switches" if authors else "ours, defaults"},
+        "ours": {"color": DARK, "label": f"ours, {report.SWITCHES[shown]}"},
     }
     drawn = [label for label in looks if frame[f"{label} gain"].notna().any()]
     figure, axis = plt.subplots(figsize=(2 + 1.8 * len(frame), 4))

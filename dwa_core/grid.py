@@ -27,7 +27,7 @@ def generated() -> dict[str, str]:
         for product, groups in description.items():
             for group in groups:
                 for parameters in combinations(group):
-                    run = stripped(parameters, common, template, profile)
+                    run = stripped(parameters, template, profile, common)
                     known = runs.setdefault(run["name"], {**run, "seeds": set(), "shown_in": []})
                     if known | run != known:
                         raise settings.InputError(f"{GRID.name}: two runs are called {run['name']}")
@@ -45,13 +45,13 @@ def combinations(group: dict) -> list[dict]:
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
 
-def stripped(parameters: dict, common: dict, template: str, profile: str) -> dict:
+def stripped(parameters: dict, template: str, profile: str, common: dict) -> dict:
     """The settings of one run without what its preset or a default says anyway, named after what is left.
 
     Args:
         parameters: keys of a settings file, those of stages with a dot: "synthesis.rho".
-        common: the same of all runs of the profile, which no name tells; `parameters` win.
         template: the beginning of the name, with keys in braces.
+        common: what holds for all runs of the profile and no name tells; `parameters` win.
     """
     told = {key for key, value in parameters.items() if common.get(key) != value}
     parameters = {**common, **parameters}

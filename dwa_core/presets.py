@@ -1,8 +1,8 @@
 """Presets: the numbers of each recipe. What no recipe changes is a default of its field in settings.py.
 
 From the DWA paper and its published code; the Tiny-ImageNet teacher is SRe2L's. `dwa_core/settings.py` says
-what each number is and which values are allowed. A preset's entries "sre2l" and "authors" hold what differs
-for that method and under that modifier.
+what each number is and which values are allowed. A preset's entries "sre2l", "authors" and "best" hold what differs
+for that method and under those modifiers.
 """
 
 import copy
@@ -46,6 +46,7 @@ CIFAR = {
     # SRe2L starts from noise and adjusts nothing; what else differs per data set stands in its preset.
     "sre2l": {"initial": "noise", "adjustment": "none", "r_var": 1.0},
     "authors": {},
+    "best": {},
 }
 
 CIFAR10 = merged(
@@ -108,6 +109,7 @@ TINY_IMAGENET = {
         "roll": [-4, 4],
     },
     "authors": {},
+    "best": {},
 }
 
 IMAGENET_1K = {
@@ -149,6 +151,7 @@ IMAGENET_1K = {
     },
     "sre2l": {"initial": "noise", "adjustment": "none", "r_var": 1.0, "iterations": 4000},
     "authors": {},
+    "best": {},
 }
 
 # The demo: the three recipes above on scikit-learn's handwritten digits. Only sizes differ from the

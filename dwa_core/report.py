@@ -24,6 +24,8 @@ IMAGES_IN_FULL = {
 }
 # Of the distilled set of a record: spread within class relative to real images, and how much of them is covered.
 DIVERSITY = {"feature_distance": "feature distance", "coverage": "coverage"}
+# What a run does where our defaults, the authors' code and the best that was found on validation images differ.
+SWITCHES = {"ours": "defaults", "authors": "authors' switches", "best": "best on validation"}
 # What tells one cell of a table from another.
 CELL = ["data set", "ipc", "network", "student", "method", "variant"]
 
@@ -103,12 +105,17 @@ def natural(name: str) -> tuple:
     return place, [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
+def switches(setting: dict) -> str:
+    """The key of SWITCHES that a setting stands under."""
+    return "authors" if setting["authors"] else "best" if setting["best"] else "ours"
+
+
 def differences(setting: dict) -> dict[str, tuple]:
     """What a record's setting changes in its preset: "stage.key" -> (its value, the preset's).
 
     How often a network is tested counts only where the best of the tests is reported.
     """
-    keys = ("profile", "name", "preset", "dataset", "method", "distilled", "ipc", "network", "authors")
+    keys = ("profile", "name", "preset", "dataset", "method", "distilled", "ipc", "network", "authors", "best")
     base = settings.resolve({key: setting.get(key) for key in keys}).model_dump()
     return {
         f"{stage}.{key}": (value, base[stage][key])
@@ -144,7 +151,7 @@ def variant(setting: dict, usual_epochs: int, axes: tuple[str, ...] = ()) -> str
 
 
 def accuracies(runs: list[Run], axes: tuple[str, ...] = ()) -> pd.DataFrame:
-    """One row per run: its cell, `authors`, seed, and from its record accuracies and the set's diversity.
+    """One row per run: its cell, `switches`, seed, and from its record accuracies and the set's diversity.
 
     The accuracy reported and the teacher's (the mean of the teachers of all tasks) are in percent; NaN where
     there is no record, or none of these in it.
@@ -158,7 +165,8 @@ def accuracies(runs: list[Run], axes: tuple[str, ...] = ()) -> pd.DataFrame:
         epochs.setdefault((setting["preset"], setting["network"]), []).append(setting["teacher"]["epochs"])
     rows = []
     for setting, _, record in runs:
-        row = {key: setting[key] for key in ("ipc", "network", "student", "method", "authors", "seed")}
+        row = {key: setting[key] for key in ("ipc", "network", "student", "method", "seed")}
+        row["switches"] = switches(setting)
         row["data set"] = dataset_label(setting)
         row["variant"] = variant(setting, statistics.mode(epochs[setting["preset"], setting["network"]]), axes)
         for axis in axes:
@@ -170,7 +178,7 @@ def accuracies(runs: list[Run], axes: tuple[str, ...] = ()) -> pd.DataFrame:
             continue
         for task in range(setting["tasks"]):
             rows.append(row | {"task": task + 1} | measured(record and parts(record)[task]))
-    columns = [*CELL, *axes, "authors", "seed", "accuracy", "teacher", *DIVERSITY.values()]
+    columns = [*CELL, *axes, "switches", "seed", "accuracy", "teacher", *DIVERSITY.values()]
     return pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(columns[-2 - len(DIVERSITY) :], float))
 
 

@@ -132,6 +132,7 @@ class Setting(Strict):
     student: str
     stem: Literal["small", "torchvision"]
     authors: bool
+    best: bool = False
     seed: Seed
     seeds: Annotated[list[Seed], Field(min_length=1)]
     # The tables and figures that its records go into.
@@ -176,7 +177,7 @@ class Setting(Strict):
 def resolve(parameters: dict) -> Setting:
     """The full setting of `parameters`: a preset and what differs from it.
 
-    Later layers win: preset, method, modifier `authors`, then the parameters themselves.
+    Later layers win: preset, method, modifier `authors` or `best`, then the parameters themselves.
 
     Raises:
         InputError: an unknown key, a wrong type or an impossible value; one line.
@@ -188,12 +189,19 @@ def resolve(parameters: dict) -> Setting:
     if not isinstance(preset_name, str) or preset_name not in PRESETS:
         raise InputError(f"preset: {shown(preset_name)} is not known; allowed: {', '.join(PRESETS)}")
     preset = copy.deepcopy(PRESETS[preset_name])
-    sre2l, authors = preset.pop("sre2l"), preset.pop("authors")
+    sre2l, authors, best = (preset.pop(key) for key in ("sre2l", "authors", "best"))
     if given.get("dataset", preset["dataset"]) != preset["dataset"]:
         authors.pop("images", None)  # the authors' two values of CIFAR-10's std mean nothing for other images
     layers = [preset, given]
     if given.get("authors") is True:
         layers[1:1] = [AUTHORS, authors]
+    if given.get("best") is True:
+        if not best:
+            chosen_for = ", ".join(name for name, recipe in PRESETS.items() if recipe["best"])
+            raise InputError(f"best: true is not allowed with preset {preset_name}; it was chosen for: {chosen_for}")
+        if given.get("authors") is True:
+            raise InputError("best: true is not allowed with authors: true; they are two answers to one question")
+        layers[1:1] = [best]
     if given.get("method") == "sre2l":
         layers[1:1] = [{"synthesis": sre2l}]
     values = merged(DEFAULTS, *layers)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from dwa_core import report, settings
-from dwa_core.report import CELL, METHODS, Run
+from dwa_core.report import CELL, METHODS, SWITCHES, Run
 
 TOLERANCE = 1.0  # points of accuracy between print and ours that are never marked
 MARK = "†"
@@ -22,8 +22,6 @@ DIVERSITY_NOTE = (
     "to real test images of the class (1: as far). Coverage: the share of real test images that have a distilled image "
     "nearer than their k-th nearest real one, from 0 to 1 (k is in the record, 5 as a rule); it grows with ipc."
 )
-# What the columns of runs under the defaults and under the authors' switches begin with.
-SWITCHES = {"ours": "defaults", "authors": "authors'"}
 # The arms of Table 3 in its order.
 ARMS = {"none": "no adjustment", "random": "random direction", "directed": "directed (DWA)"}
 
@@ -31,8 +29,9 @@ ARMS = {"none": "no adjustment", "random": "random direction", "directed": "dire
 def accuracy_table(runs: list[Run], table: int | None = None, axes: tuple[str, ...] = ()) -> pd.DataFrame:
     """One row per cell, with print beside ours; mean and standard deviation (n - 1) over student seeds, in percent.
 
-    Print is compared with runs under the authors' switches; the defaults have columns of their own. `outside`
-    is True where the difference is above 1.0 point and above twice the larger standard deviation, and None without one.
+    Print is compared with runs under the authors' switches; the defaults and the best on validation images have
+    columns of their own, "ours mean" and "best mean" beside "authors mean". `outside` is True where the difference is
+    above 1.0 point and above twice the larger standard deviation, and None without one.
 
     Args:
         runs: as `report.runs_of` returns them.
@@ -44,7 +43,7 @@ def accuracy_table(runs: list[Run], table: int | None = None, axes: tuple[str, .
     rows = report.accuracies(runs, axes)
     columns = []
     for label in SWITCHES:
-        group = rows[rows["authors"] == (label == "authors")].groupby(cell)
+        group = rows[rows["switches"] == label].groupby(cell)
         columns.append(group["accuracy"].agg(["mean", "std", "count"]).add_prefix(f"{label} "))
         columns.append(group[list(report.DIVERSITY.values())].mean().add_prefix(f"{label} "))
     frame = pd.concat([*columns, rows.groupby(cell)["teacher"].mean()], axis=1).reset_index()
@@ -125,6 +124,7 @@ def long(frame: pd.DataFrame) -> pd.DataFrame:
                 "ours, authors' switches": mean_text(row, "authors"),
                 "difference": difference_text(row),
                 "ours, defaults": mean_text(row, "ours"),
+                "ours, best on validation": mean_text(row, "best"),
                 "teacher": " ".join([network, number(row["teacher"], 1)]).strip(),
             }
         )
@@ -137,27 +137,27 @@ def long(frame: pd.DataFrame) -> pd.DataFrame:
 def wide(frame: pd.DataFrame, rows: list[str], columns: list[str]) -> pd.DataFrame:
     """`accuracy_table`'s frame as texts with one row for each of `rows` and one column for each of `columns`.
 
-    Runs under the authors' switches and under the defaults have rows of their own where there are both. Print, where
-    it is at hand, stands in brackets behind ours, with the difference.
+    Runs under the authors' switches, the defaults and the best on validation images have rows of their own where there
+    are several of them. Print, where it is at hand, stands in brackets behind ours, with the difference.
     """
     frame = frame.assign(method=frame.apply(method_text, axis=1))
-    planned = {label: frame[f"{label} count"].notna() for label in ("authors", "ours")}
-    both = all(chosen.any() for chosen in planned.values())
+    planned = {label: frame[f"{label} count"].notna() for label in SWITCHES}
+    several = sum(chosen.any() for chosen in planned.values()) > 1
     teachers = frame.groupby(["data set", "network"])["teacher"]
     # Their accuracy only where it is one and the same for all rows of a data set and network.
     known = teachers.transform("mean").where(teachers.transform("nunique") == 1)
     frame["network"] = [f"{name} {number(top1, 1)}".strip() for name, top1 in zip(frame["network"], known, strict=True)]
     cells = {}
-    for label, switches in SWITCHES.items():
-        for _, row in frame[planned[label]].iterrows():
+    for label, chosen in planned.items():
+        for _, row in frame[chosen].iterrows():
             text = mean_text(row, label)
             if label == "authors" and not pd.isna(row["print mean"]):
                 text += f" (print {mean_text(row, 'print')}" + (f", {difference_text(row)})" if text else ")")
-            left = (*[row[name] for name in rows], *([switches] if both else []))
+            left = (*[row[name] for name in rows], *([SWITCHES[label]] if several else []))
             top = ", ".join(str(row[name]) if name == "method" else f"{name} {row[name]}" for name in columns)
             cells.setdefault(left, {})[top] = text
     tops = list(dict.fromkeys(top for texts in cells.values() for top in texts))
-    names = [*rows, *(["switches"] if both else [])]
+    names = [*rows, *(["switches"] if several else [])]
     named = {"network": "teacher"}
     return pd.DataFrame(
         [
@@ -234,7 +234,7 @@ def moves(runs: list[Run]) -> pd.DataFrame:
     """
     where = ["data set", "ipc", "network", "student"]
     rows = report.accuracies(runs)
-    switched = rows["authors"].map({True: "authors' switches", False: ""})
+    switched = rows["switches"].map(SWITCHES | {"ours": ""})
     rows["change"] = [", ".join(filter(None, texts)) for texts in zip(switched, rows["variant"], strict=True)]
     cells = rows.groupby([*where, "change", "method"])["accuracy"].agg(["mean", "std", "count"]).reset_index()
     unchanged = cells[cells["change"] == ""].drop(columns=["change", "count"])

@@ -131,10 +131,28 @@ def test_artifacts_of_committed_records_keep_their_names():
         assert made == record["distilled"]["artifact"], path.name
 
 
+def test_what_all_runs_of_a_profile_have_in_common_is_written_but_no_part_of_the_name():
+    common = {"validation": 0.1, "network": "convnet-128", "teacher.epochs": 5}
+    given = {"preset": "cifar10", "method": "dwa", "ipc": 10, "relabel.batch_size": 25}
+    run = grid.stripped(given, "{preset}-{method}", "search", common)
+    assert run["name"] == "cifar10-dwa-batch_size25"
+    assert (run["validation"], run["network"], run["teacher"]) == (0.1, "convnet-128", {"epochs": 5})
+    run = grid.stripped({**given, "teacher.epochs": 2}, "{preset}-{method}", "search", common)
+    assert run["name"] == "cifar10-dwa-epochs2-batch_size25"
+    assert run["teacher"] == {"epochs": 2}
+
+
+def test_what_is_switched_on_or_a_list_is_named_by_its_key_alone():
+    given = {"preset": "cifar10", "network": "resnet18", "method": "dwa", "ipc": 10}
+    given |= {"relabel.teacher_batch_statistics": True, "images.std_after_teacher": [0.2, 0.2, 0.2]}
+    run = grid.stripped(given, "{preset}-{method}", "paper", {})
+    assert run["name"] == "cifar10-dwa-teacher_batch_statistics-std_after_teacher"
+
+
 def test_what_a_preset_says_anyway_is_neither_written_nor_part_of_the_name():
     given = {"preset": "cifar100", "network": "resnet18", "method": "dwa", "ipc": 10}
     given |= {"synthesis.adjustment": "directed", "synthesis.steps": 4, "student": "resnet18", "authors": True}
-    run = grid.stripped(given, "{preset}-{method}", "paper")
+    run = grid.stripped(given, "{preset}-{method}", "paper", {})
     assert run["name"] == "cifar100-dwa-steps4-authors"
     assert run["synthesis"] == {"steps": 4}
     assert "student" not in run
