@@ -4,7 +4,8 @@
 
 NAME is an artifact under artifacts/distilled/. Formats: `parquet` for `datasets.load_dataset` and the Hugging Face
 hub; `imagefolder` for torchvision's ImageFolder, which SRe2L, rethinkdc and DD-Ranking (`image_path`) read;
-`tensors` for DD-Ranking's `image_tensor`. Each comes with a dataset card, README.md.
+`tensors` for DD-Ranking's `image_tensor`, with the teacher that its soft-label score wants. Each comes with a dataset
+card, README.md.
 """
 
 import argparse
@@ -25,6 +26,13 @@ from dwa_core.settings import InputError, Setting, root
 
 FORMATS = ("parquet", "imagefolder", "tensors")
 SOFT_LABELS = ("one", "epochs")
+# DD-Ranking's names of data sets, in its get_dataset.
+DDRANKING = {
+    "cifar10": "CIFAR10",
+    "cifar100": "CIFAR100",
+    "tiny-imagenet": "TinyImageNet",
+    "imagenet-1k": "ImageNet1K",
+}
 # The hub's tag for the terms of each source, and what its owners say of them.
 LICENCES = {
     "digits": ("cc-by-4.0", "UCI's Optical Recognition of Handwritten Digits, as scikit-learn bundles it: CC BY 4.0."),
@@ -54,18 +62,23 @@ def export(name: str, target: Path, kind: str, soft_labels: str | None = None, t
     temporary = target.with_name(f".{target.name}.part")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
+    rows = torch.arange(len(distilled.labels))
     if kind == "parquet":
         shutil.copy(folder / PARQUET, temporary)
-    elif kind == "imagefolder":
+    else:  # ImageFolder goes class by class, and DD-Ranking takes tensors to do so
+        rows = distilled.labels.argsort(stable=True)
+    if kind == "imagefolder":
         write_image_folder(distilled, temporary / "train")
-    else:
+    elif kind == "tensors":
         mean, std = normalisation(distilled, records)
-        images = augment.normalise(augment.to_unit_range(distilled.images_uint8), mean, std).contiguous()
-        save_file({"images": images, "labels": distilled.labels}, temporary / "images.safetensors")
+        images = augment.normalise(augment.to_unit_range(distilled.images_uint8[rows]), mean, std).contiguous()
+        save_file({"images": images, "labels": distilled.labels[rows]}, temporary / "images.safetensors")
     shutil.copy(folder / "record.json", temporary)
     (temporary / "README.md").write_text(card(distilled, records, kind, soft_labels))
     if soft_labels is not None:
-        write_soft_labels(distilled, records, temporary / "soft_labels", soft_labels, top_k)
+        write_soft_labels(distilled, records, temporary / "soft_labels", soft_labels, top_k, rows)
+        if kind == "tensors":
+            write_ddranking_teacher(records[0], temporary / "teacher_models")
     temporary.rename(target)
 
 
@@ -133,7 +146,7 @@ distilled = torchvision.datasets.ImageFolder("path/to/this/folder/train")""",
     "tensors": """from safetensors.torch import load_file
 
 distilled = load_file("path/to/this/folder/images.safetensors")
-images, labels = distilled["images"], distilled["labels"]  # images: (N, 3, H, W), normalised""",
+images, labels = distilled["images"], distilled["labels"]  # images: (N, 3, H, W), normalised, class by class""",
 }
 LABELS_OPENING = """
 Soft labels lie in `soft_labels/` as logits of the teacher. `dwa_core.export.read_soft_labels` reads them;
@@ -219,10 +232,13 @@ def accuracy_lines(records: list[dict]) -> list[str]:
 # -------------------------------------------------------------------------------------------- soft labels
 
 
-def write_soft_labels(distilled: DistilledSet, records: list[dict], folder: Path, kind: str, top_k: int | None) -> None:
+def write_soft_labels(
+    distilled: DistilledSet, records: list[dict], folder: Path, kind: str, top_k: int | None, rows: torch.Tensor
+) -> None:
     """Stores what the teacher says of the images, as logits in fp16; prints the size before any work.
 
-    "one": of each image as it is, (N, classes), in the order of the set: soft_labels/one.safetensors.
+    "one": of each image as it is, (N, classes), in the order of the exported images, which are `rows` of the set:
+    soft_labels/one.safetensors.
     "epochs": of each image that the student with the setting's seed sees, augmented and mixed, in the order in
     which it sees them: soft_labels/epoch-0000.safetensors and so on. The inputs are not stored: the same setting
     and kind of device draw them again (`relabel.mixed_batches`).
@@ -261,7 +277,7 @@ def write_soft_labels(distilled: DistilledSet, records: list[dict], folder: Path
         save_file(packed_logits(logits.cpu(), top_k, stage.temperature), folder / f"{file}.safetensors")
 
     if kind == "one":
-        keep(labelled(training.test_batches(mean, std)), "one")
+        keep(labelled(training.test_batches(mean, std))[rows], "one")
     else:
         for epoch in tqdm(range(epochs), desc="soft labels", unit="epoch", file=sys.stdout):
             keep(labelled(relabel.mixed_batches(setting, training, epoch)), f"epoch-{epoch:04d}")
@@ -299,6 +315,42 @@ def read_soft_labels(path: Path, classes: int) -> torch.Tensor:
         return stored["logits"].float()
     logits = stored["rest"].float()[:, None].repeat(1, classes)
     return logits.scatter(1, stored["indices"].long(), stored["values"].float())
+
+
+def write_ddranking_teacher(record: dict, target: Path) -> None:
+    """Stores the teacher of `record` as target/DATASET/NETWORK/ckpt_best.pt, where DD-Ranking's `teacher_dir` has it.
+
+    DATASET and NETWORK are DD-Ranking's names; a data set that it does not know keeps its own. Of a network that it
+    does not have, it is said that there is no such file.
+    """
+    setting, artifact = plan.as_setting(record["setting"]), record["teacher"]["artifact"]
+    state = load_file(store.find("teachers", artifact) / "model.safetensors")
+    named = ddranking_teacher(setting, state)
+    if named is None:
+        print(f"{artifact}: DD-Ranking has no {setting.network} as ours is; its teacher is left out", flush=True)
+        return
+    name, state = named
+    path = target / DDRANKING.get(setting.dataset, setting.dataset) / name / "ckpt_best.pt"
+    path.parent.mkdir(parents=True)
+    torch.save(state, path)
+
+
+def ddranking_teacher(setting: Setting, state: dict[str, torch.Tensor]) -> tuple[str, dict[str, torch.Tensor]] | None:
+    """The name and the weights (fp32) in DD-Ranking 0.2.0 of the teacher with the weights `state`.
+
+    ConvNet-128 is its ConvNet-3-BN. torchvision's ResNets are its ResNet-18-BN and so on with `tea_use_torchvision`,
+    with the small stem at 32 and 64 px and torchvision's at others. None: it does not have this network.
+    """
+    state = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
+    side = setting.images.side
+    if setting.network == "convnet-128":
+        last = max(int(name.split(".")[0]) for name in state)
+        renamed = {f"features.{name}".replace(f"features.{last}.", "classifier."): state[name] for name in state}
+        return "ConvNet-3-BN", renamed
+    stem = "small" if side in (32, 64) else "torchvision"
+    if setting.network in ("resnet18", "resnet34", "resnet50") and setting.stem == stem:
+        return f"ResNet-{setting.network.removeprefix('resnet')}-BN", state
+    return None
 
 
 # ------------------------------------------------------------------------------------------- command line

@@ -13,9 +13,10 @@ import torch.nn.functional as F
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
+from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from dwa_core import augment, data, export, external, relabel, store, synthesize
+from dwa_core import augment, data, export, external, models, relabel, store, synthesize, teacher
 from dwa_core.distilled import DistilledSet
 
 
@@ -107,13 +108,15 @@ def test_card_of_a_set_without_a_student_says_so(shared_set):
     assert "training part of digits" in text
 
 
-def test_tensors_are_normalised_as_the_students_see_them(shared_set, tmp_path):
+def test_tensors_are_normalised_as_the_students_see_them_and_go_class_by_class(shared_set, tmp_path):
     setting, distilled, _ = shared_set
     export.export(distilled.artifact, tmp_path / "out", "tensors")
     stored = load_file(tmp_path / "out" / "images.safetensors")
     unit = augment.to_unit_range(distilled.images_uint8)
-    torch.testing.assert_close(stored["images"], augment.normalise(unit, setting.images.mean, setting.images.std))
-    assert torch.equal(stored["labels"], distilled.labels)
+    expected = augment.normalise(unit, setting.images.mean, setting.images.std)
+    assert stored["labels"].tolist() == [label for label in range(10) for _ in range(2)]
+    for row, label in enumerate(stored["labels"].tolist()):
+        torch.testing.assert_close(stored["images"][row], expected[10 * (row % 2) + label])
 
 
 def test_export_refuses_what_it_cannot_do_and_leaves_nothing(shared_set, tmp_path, refused):
@@ -172,13 +175,20 @@ def test_bytes_are_shown_in_the_unit_that_fits(size, text):
 # -------------------------------------------------------------------------------------------- soft labels
 
 
-def test_one_soft_label_per_image_is_what_the_teacher_says_of_it(shared_set, tiny_teacher, tmp_path):
+@pytest.mark.parametrize("kind", export.FORMATS)
+def test_one_soft_label_per_image_is_what_the_teacher_says_of_it(kind, shared_set, tiny_teacher, tmp_path):
     setting, distilled, _ = shared_set
-    export.export(distilled.artifact, tmp_path / "out", "parquet", "one")
-    images = augment.normalise(
-        augment.to_unit_range(distilled.images_uint8), setting.images.mean, setting.images.std
-    ).contiguous(memory_format=torch.channels_last)
-    expected = tiny_teacher.network(images)
+    export.export(distilled.artifact, tmp_path / "out", kind, "one")
+    if kind == "parquet":
+        pictures = datasets.load_dataset(str(tmp_path / "out"), split="train")["image"]
+    elif kind == "imagefolder":
+        pictures = [picture for picture, _ in ImageFolder(str(tmp_path / "out" / "train"))]
+    if kind == "tensors":
+        images = load_file(tmp_path / "out" / "images.safetensors")["images"]
+    else:
+        unit = augment.to_unit_range(torch.stack([torch.tensor(np.asarray(picture)) for picture in pictures]))
+        images = augment.normalise(unit, setting.images.mean, setting.images.std)
+    expected = tiny_teacher.network(images.contiguous(memory_format=torch.channels_last))
     found = export.read_soft_labels(tmp_path / "out" / "soft_labels" / "one.safetensors", 10)
     torch.testing.assert_close(found.softmax(1), expected.softmax(1), atol=2e-3, rtol=2e-3)
     assert found.argmax(1).tolist() == expected.argmax(1).tolist()
@@ -321,55 +331,149 @@ def test_method_external_and_its_folder_need_each_other(tiny_setting, refused):
         tiny_setting(method="dwa", distilled="x")
 
 
-# --------------------------------------------------------------------------------------------- DD-Ranking
+# ------------------------------------------------------------------------------- DD-Ranking and rethinkdc
+
+
+def test_rethinkdc_reads_the_exported_folder(shared_set, tmp_path):
+    reader = pytest.importorskip("rethinkdc.imagenet_ipc", reason="rethinkdc is not installed")
+    _, distilled, _ = shared_set
+    export.export(distilled.artifact, tmp_path / "out", "imagefolder")
+    # What lists the images for its data set, whose own constructor, in version 0.3.2, wants a torchvision before 0.18.
+    listed = reader.make_dataset(str(tmp_path / "out" / "train"), extensions=(".png",), image_number=1)
+    assert [label for _, label in listed] == list(range(10))
+    for path, label in listed:
+        assert np.array_equal(np.asarray(Image.open(path)), distilled.images_uint8[label].numpy())
+
+
+@pytest.mark.parametrize(
+    ("network", "stem", "side", "options"),
+    [
+        ("convnet-128", "small", 32, {}),
+        ("resnet18", "small", 32, {"use_torchvision": True}),
+        ("resnet18", "small", 64, {"use_torchvision": True}),
+        ("resnet34", "torchvision", 96, {"use_torchvision": True}),
+    ],
+)
+def test_ddranking_loads_the_teacher(network, stem, side, options, tiny_setting, tmp_path):
+    ddranking = pytest.importorskip("ddranking.utils", reason="DD-Ranking is not installed")
+    setting = tiny_setting(network=network, stem=stem, images={"side": side})
+    ours = models.build(network, 10, stem, side, seed=0)
+    name, state = export.ddranking_teacher(setting, teacher.as_stored(ours))
+    torch.save(state, tmp_path / "ckpt_best.pt")
+    theirs = ddranking.build_model(
+        name, 10, (side, side), pretrained=True, model_path=tmp_path / "ckpt_best.pt", device="cpu", **options
+    )
+    ours.load_state_dict({key: value.float() for key, value in teacher.as_stored(ours).items()})
+    images = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(theirs.eval()(images), ours.eval()(images))
+
+
+@pytest.mark.parametrize(("network", "stem"), [("convnet-16", "small"), ("resnet18", "torchvision")])
+def test_teacher_that_ddranking_has_no_network_for_is_left_out(network, stem, tiny_setting):
+    setting = tiny_setting(network=network, stem=stem, images={"side": 32})
+    assert export.ddranking_teacher(setting, {}) is None
+
+
+@pytest.fixture
+def ddranking_scorer(digits, tiny_setting, tmp_path, monkeypatch):
+    """A function that makes one of DD-Ranking's scorers for digits; the rest of its arguments are those of the scorer.
+
+    What it would download, CIFAR-10, and what it draws from that, `baseline`, are replaced; all else is its own.
+    """
+    images = tiny_setting().images
+
+    def part(split, count):
+        normalised = augment.normalise(augment.to_unit_range(split.images_uint8[:count]), images.mean, images.std)
+        return torch.utils.data.TensorDataset(normalised, split.labels[:count])
+
+    def make(module, kind, baseline, **options):
+        module = pytest.importorskip(f"ddranking.metrics.{module}", reason="DD-Ranking is not installed")
+        train = part(digits.train, 200)
+        train.targets = train.tensors[1]
+        tested = part(digits.test, 100)
+        same = {label: label for label in range(10)}
+        real = (3, (16, 16), images.mean, images.std, 10, train, tested, tested, same, same)
+        scorer = getattr(module, kind)
+        monkeypatch.setattr(module, "get_dataset", lambda *_: real)
+        monkeypatch.setattr(scorer, "_get_random_data_helper", lambda self, eval_iter: baseline)
+        # Version 0.2.0 counts one of its scores twice, and then cannot write its table.
+        monkeypatch.setattr(module, "save_results", lambda *_: None)
+        monkeypatch.setitem(module.REAL_DATA_ACC_CACHE, "CIFAR10-ConvNet-3", 95.0)
+        seen = transforms.Compose([transforms.ToTensor(), transforms.Normalize(images.mean, images.std)])
+        return scorer(
+            dataset="CIFAR10",
+            ipc=2,
+            model_name="ConvNet-3",
+            data_aug_func=None,  # the defaults of this and of the scheduler lack parameters that they need
+            lr_scheduler="cosine",
+            im_size=(16, 16),
+            num_eval=1,
+            num_workers=0,
+            save_path=str(tmp_path / "scores.csv"),
+            custom_train_trans=seen,
+            device="cpu",
+            **options,
+        )
+
+    return make
 
 
 @pytest.mark.parametrize("kind", ["imagefolder", "tensors"])
-def test_ddranking_scores_the_exported_set(kind, shared_set, digits, tmp_path, monkeypatch):
-    hard_label = pytest.importorskip("ddranking.metrics.hard_label", reason="DD-Ranking is not installed")
-    from torchvision import transforms
-
-    setting, distilled, _ = shared_set
+def test_ddranking_scores_the_exported_set(kind, shared_set, ddranking_scorer, tmp_path):
+    _, distilled, _ = shared_set
     export.export(distilled.artifact, tmp_path / "out", kind)
-    mean, std = setting.images.mean, setting.images.std
-
-    def part(split, count):
-        images = augment.normalise(augment.to_unit_range(split.images_uint8[:count]), mean, std)
-        return torch.utils.data.TensorDataset(images, split.labels[:count])
-
-    same = {label: label for label in range(10)}
-    real = (3, (16, 16), mean, std, 10, part(digits.train, 200), part(digits.test, 100), part(digits.test, 100))
-    # It would download CIFAR-10; all else is its own.
-    monkeypatch.setattr(hard_label, "get_dataset", lambda *_: (*real, same, same))
-    monkeypatch.setattr(
-        hard_label.LabelRobustScoreHard,
-        "_get_random_data_helper",
-        lambda self, eval_iter: (None, real[5].tensors[0][:20], real[5].tensors[1][:20]),
-    )
-    # Version 0.2.0 counts one of its scores twice, and then cannot write its table.
-    monkeypatch.setattr(hard_label, "save_results", lambda *_: None)
-    monkeypatch.setitem(hard_label.REAL_DATA_ACC_CACHE, "CIFAR10-ConvNet-3", 95.0)
-    seen = transforms.Compose([transforms.ToTensor(), transforms.Normalize(mean, std)])
-    scorer = hard_label.LabelRobustScoreHard(
-        dataset="CIFAR10",
-        ipc=2,
-        model_name="ConvNet-3",
-        data_aug_func=None,  # the defaults of this and of the scheduler lack parameters that they need
-        lr_scheduler="cosine",
-        im_size=(16, 16),
-        num_epochs=10,
-        num_eval=1,
-        num_workers=0,
-        save_path=str(tmp_path / "scores.csv"),
-        custom_train_trans=seen,
-        device="cpu",
-    )
+    export.export(distilled.artifact, tmp_path / "tensors", "tensors")
+    tensors = load_file(tmp_path / "tensors" / "images.safetensors")
+    given = {"image_tensor": tensors["images"], "hard_labels": tensors["labels"]}
+    mixed_up = (None, tensors["images"], tensors["labels"].roll(2))
+    scorer = ddranking_scorer("hard_label", "LabelRobustScoreHard", mixed_up, num_epochs=10)
     if kind == "imagefolder":
         given = {"image_path": str(tmp_path / "out" / "train")}
-    else:
-        tensors = load_file(tmp_path / "out" / "images.safetensors")
-        given = {"image_tensor": tensors["images"], "hard_labels": tensors["labels"]}
     scores = scorer.compute_metrics(syn_lr=0.01, **given)
+    # With the labels mixed up, a student of these 20 digits is right by chance, in 10 of 100 cases.
+    assert scores["improvement_over_random_mean"] > 20
+    assert 95.0 - scores["hard_label_recovery_mean"] > 30
+
+
+def test_ddranking_scores_the_stored_soft_labels(shared_set, ddranking_scorer, tmp_path):
+    _, distilled, _ = shared_set
+    export.export(distilled.artifact, tmp_path / "out", "tensors", "one")
+    images = load_file(tmp_path / "out" / "images.safetensors")["images"]
+    soft_labels = export.read_soft_labels(tmp_path / "out" / "soft_labels" / "one.safetensors", 10)
+    scorer = ddranking_scorer(
+        "soft_label",
+        "LabelRobustScoreSoft",
+        (None, images, soft_labels.roll(2, dims=0)),
+        num_epochs=20,  # it tests a student every 20 epochs
+        soft_label_mode="S",
+        loss_fn_kwargs={"temperature": 1.0},
+        teacher_model_names=[],
+    )
+    scores = scorer.compute_metrics(image_tensor=images, soft_labels=soft_labels, syn_lr=0.01)
+    assert scores["improvement_over_random_mean"] > 20
+    assert 95.0 - scores["hard_label_recovery_mean"] > 30
+
+
+def test_ddranking_scores_the_set_with_its_teacher(digits, tiny_setting, ddranking_scorer, tmp_path, cpu):
+    setting = tiny_setting(network="convnet-128", student="convnet-16", method="random-real", ipc=2)
+    taught = teacher.train_or_load(setting, digits, cpu)
+    distilled = synthesize.synthesize_or_load(setting, digits, taught, cpu)
+    relabel.evaluate(setting, digits, taught, distilled, cpu)
+    export.export(distilled.artifact, tmp_path / "out", "tensors", "one")
+    images = load_file(tmp_path / "out" / "images.safetensors")["images"]
+    (tmp_path / "out" / "teacher_models" / "digits").rename(tmp_path / "out" / "teacher_models" / "CIFAR10")
+    scorer = ddranking_scorer(
+        "soft_label",
+        "LabelRobustScoreSoft",
+        (None, images.flip(0), None),  # it labels these by itself too
+        num_epochs=20,
+        soft_label_mode="M",
+        loss_fn_kwargs={"temperature": 20.0},
+        teacher_dir=str(tmp_path / "out" / "teacher_models"),
+        teacher_model_names=["ConvNet-3-BN"],
+    )
+    torch.testing.assert_close(scorer.teacher_models[0](images), taught.network(images), rtol=1e-4, atol=1e-4)
+    scores = scorer.compute_metrics(image_tensor=images, syn_lr=0.01)
     assert math.isfinite(scores["improvement_over_random_mean"])
-    # With the labels mixed up, a student of these 20 digits would be right by chance, in 10 of 100 cases.
     assert 95.0 - scores["hard_label_recovery_mean"] > 30
