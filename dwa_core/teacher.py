@@ -217,6 +217,8 @@ def fit(
         curve, losses = state["curve"], list(tensors.pop("losses"))
         drawn, done = tensors, len(losses)
         unpack(tensors, network, optimizer)
+    # Text to stdout, here and elsewhere, as a notebook shows it too. tqdm.auto would make a widget of it, which
+    # papermill's log leaves out altogether, and which stands at 0 % in the executed notebook.
     progress = tqdm(
         range(len(curve), stage.epochs),
         desc=label,

@@ -17,7 +17,7 @@ from dwa_core import data, settings
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGES = sorted((REPOSITORY / "docs").glob("*.md"))
 # What a command needs that may not be installed.
-EXTRAS = {"ENGINE=ray": "ray", "DWA_TENSORBOARD": "tensorboard"}
+EXTRAS = {"ENGINE=ray": "ray", "benchmarks/fleet.py": "ray", "DWA_TENSORBOARD": "tensorboard"}
 
 
 def blocks(page: str) -> list[tuple[str, str]]:
