@@ -47,8 +47,9 @@ RECORDS := $(foreach run,$(RUNS_OF_PROFILE),$(call records_of,$(run)))
 product_of = $(patsubst table-0%,table-%,$(subst _,-,$(basename $(notdir $(1)))))
 NOTEBOOKS := $(wildcard notebooks/table_*.ipynb notebooks/what_*.ipynb notebooks/figure_*.ipynb)
 shown = $(sort $(foreach run,$(1),$(call values,3,$(run))))
-# Those that a setting of the profile is shown in, and those that need no settings at all, such as hyper-parameters.
-WANTED := $(call shown,$(RUNS_OF_PROFILE)) $(filter-out $(call shown,$(RUNS)),$(foreach n,$(NOTEBOOKS),$(call product_of,$n)))
+# Those that a setting of the profile is shown in, and those whose notebook reads no records, such as hyper-parameters.
+OF_NO_RECORDS := $(if $(NOTEBOOKS),$(shell grep -L runs_for_notebook $(NOTEBOOKS)))
+WANTED := $(call shown,$(RUNS_OF_PROFILE)) $(foreach n,$(OF_NO_RECORDS),$(call product_of,$n))
 CHOSEN := $(foreach n,$(NOTEBOOKS),$(if $(filter $(call product_of,$n),$(WANTED)),$n))
 TABLES := $(patsubst notebooks/%.ipynb,results/$(PROFILE)/%.md,$(filter-out notebooks/figure_%,$(CHOSEN)))
 FIGURES := $(patsubst notebooks/figure_%.ipynb,figures/$(PROFILE)/%.svg,$(filter notebooks/figure_%,$(CHOSEN)))

@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from dwa_core import settings
 
@@ -89,24 +90,53 @@ def test_make_alone_lists_the_targets():
         assert product_of(name) in listed
 
 
-def test_make_reads_the_lines_of_a_users_own_settings(tmp_path):
-    """In a copy of the Makefile's surroundings: seeds, products, and what holds where neither is said."""
+@pytest.fixture
+def of_ones_own(tmp_path):
+    """A copy of the Makefile's surroundings, and a function that writes settings/mine/NAME.yaml with further lines."""
     (tmp_path / "Makefile").write_text((REPOSITORY / "Makefile").read_text())
+    for folder in ("notebooks", "settings/mine", "results/mine", ".venv"):
+        (tmp_path / folder).mkdir(parents=True)
     for name in NOTEBOOKS:
-        (tmp_path / "notebooks").mkdir(exist_ok=True)
-        (tmp_path / "notebooks" / f"{name}.ipynb").touch()
-    folder = tmp_path / "settings" / "mine"
-    folder.mkdir(parents=True)
-    (folder / "a.yaml").write_text("profile: mine\nname: a\npreset: digits\n")
-    (folder / "b.yaml").write_text("seeds:  [3, 4]\nprofile: mine\nname: b\nshown_in: [figure-variance]\n")
-    (tmp_path / ".venv").mkdir()
+        text = (REPOSITORY / "notebooks" / f"{name}.ipynb").read_text()
+        (tmp_path / "notebooks" / f"{name}.ipynb").write_text(text)
     for path in ("requirements.lock", "pyproject.toml", ".venv/installed"):
         (tmp_path / path).touch()
 
-    def asked(*targets: str) -> set[tuple[str, int]]:
-        command = ["make", "--dry-run", "PROFILE=mine", *targets]
-        return runs_in(subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True).stdout)
+    def write(name: str, lines: str = "") -> settings.Setting:
+        text = f"profile: mine\nname: {name}\npreset: digits\n{lines}"
+        (tmp_path / "settings" / "mine" / f"{name}.yaml").write_text(text)
+        return settings.resolve(yaml.safe_load(text))
 
-    assert asked("table-1") == {("settings/mine/a.yaml", 0)}
-    assert asked("figure-variance") == {("settings/mine/b.yaml", 3), ("settings/mine/b.yaml", 4)}
-    assert asked("reproduce") == asked("table-1") | asked("figure-variance")
+    return tmp_path, write
+
+
+def planned(folder: Path, *targets: str, profile: str = "mine") -> tuple[set[tuple[str, int]], set[str]]:
+    """The runs and the products that make in `folder` would make for `targets`, as far as they are not there."""
+    command = ["make", "--dry-run", f"PROFILE={profile}", *targets]
+    plan = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=True).stdout
+    return runs_in(plan), {product_of(name) for name in re.findall(r"run\.py notebooks/(\w+)\.ipynb", plan)}
+
+
+def test_make_reads_the_lines_of_a_users_own_settings(of_ones_own):
+    folder, write = of_ones_own
+    write("a")
+    write("b", "seeds:  [3, 4]\nshown_in: [figure-variance]\n")
+    table, figure = planned(folder, "table-1"), planned(folder, "figure-variance")
+    assert table == ({("settings/mine/a.yaml", 0)}, {"table-1"})
+    assert figure == ({("settings/mine/b.yaml", 3), ("settings/mine/b.yaml", 4)}, {"figure-variance"})
+    assert planned(folder, "reproduce")[0] == table[0] | figure[0]
+
+
+def test_make_takes_settings_without_these_lines_as_python_does(of_ones_own):
+    folder, write = of_ones_own
+    setting = write("a")
+    runs, products = planned(folder, "reproduce")
+    assert runs == {("settings/mine/a.yaml", seed) for seed in setting.seeds}
+    assert products - {"table-6"} == set(setting.shown_in)
+
+
+def test_hyper_parameters_are_written_whoever_names_their_table(of_ones_own):
+    folder, write = of_ones_own
+    write("a", "shown_in: [table-6]\n")
+    assert planned(folder, "reproduce")[1] == {"table-6"}
+    assert planned(folder, "reproduce", profile="another")[1] == {"table-6"}
