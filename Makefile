@@ -18,20 +18,22 @@ endif
 # Targets lie in this folder, so what they run must write here.
 unexport DWA_ROOT
 
-# One word per settings file, in one pass over all: demo/digits-dwa-ipc10|0,1,2|table-1,figure-gain from its lines
+# One word per settings file, in one pass over all: demo/digits-dwa-ipc10|0,1,2|once|table-1,figure-gain from its lines
 # `seeds: [0, 1, 2]` and `shown_in: [table-1, figure-gain]`. What stands there without these lines is as in
-# dwa_core/presets.py and dwa_core/settings.py.
+# dwa_core/presets.py and dwa_core/settings.py. Instead of `once`, `always` where it names files of the user's own,
+# such as `distilled: folder`: whether they have changed since the record was made is the runner's to say.
 SETTINGS := $(wildcard settings/*/*.yaml)
 ifneq ($(filter-out settings/%.yaml,$(SETTINGS)),)
 $(error settings: the name of a file may not hold a space: $(SETTINGS))
 endif
 define AWK
-function setting() { if (name) print name "|" seeds "|" shown_in }
+function setting() { if (name) print name "|" seeds "|" run "|" shown_in }
 function values(line) { gsub(/^[^[]*\[|\].*$$| /, "", line); return line }
-FNR == 1 { setting(); seeds = 0; shown_in = "table-1,figure-accuracy,figure-losses,figure-gallery"; name = FILENAME
-           sub(/^settings\//, "", name); sub(/\.yaml$$/, "", name) }
+FNR == 1 { setting(); seeds = 0; run = "once"; shown_in = "table-1,figure-accuracy,figure-losses,figure-gallery"
+           name = FILENAME; sub(/^settings\//, "", name); sub(/\.yaml$$/, "", name) }
 /^seeds: *\[/ { seeds = values($$0) }
 /^shown_in: *\[/ { shown_in = values($$0) }
+/^distilled:|^[^#]*\.safetensors/ { run = "always" }
 END { setting() }
 endef
 RUNS := $(if $(SETTINGS),$(shell awk '$(AWK)' $(SETTINGS)))
@@ -46,7 +48,7 @@ RECORDS := $(foreach run,$(RUNS_OF_PROFILE),$(call records_of,$(run)))
 # notebooks/what_moves_the_number.ipynb makes the table what-moves-the-number.
 product_of = $(patsubst table-0%,table-%,$(subst _,-,$(basename $(notdir $(1)))))
 NOTEBOOKS := $(wildcard notebooks/table_*.ipynb notebooks/what_*.ipynb notebooks/figure_*.ipynb)
-shown = $(sort $(foreach run,$(1),$(call values,3,$(run))))
+shown = $(sort $(foreach run,$(1),$(call values,4,$(run))))
 # Those that a setting of the profile is shown in, and those whose notebook reads no records, such as hyper-parameters.
 OF_NO_RECORDS := $(if $(NOTEBOOKS),$(shell grep -L runs_for_notebook $(NOTEBOOKS)))
 WANTED := $(call shown,$(RUNS_OF_PROFILE)) $(foreach n,$(OF_NO_RECORDS),$(call product_of,$n))
@@ -149,11 +151,12 @@ $(ENVIRONMENT): requirements.lock pyproject.toml
 	$(VENV)/bin/python -m pip install --disable-pip-version-check --quiet --no-deps -e .
 	touch $@
 
+.PHONY: always
 # One record per seed of each settings file, and all of a file's records. $(1): a word of RUNS.
 define setting_rules
 .PHONY: results/$(call field,1,$(1)).json
 results/$(call field,1,$(1)).json: $(call records_of,$(1))
-$(call records_of,$(1)): results/$(call field,1,$(1))-seed%.json: settings/$(call field,1,$(1)).yaml | $(ENVIRONMENT)
+$(call records_of,$(1)): results/$(call field,1,$(1))-seed%.json: settings/$(call field,1,$(1)).yaml $(filter always,$(call field,3,$(1))) | $(ENVIRONMENT)
 	@$$(RUN) $$< --seed $$* $$(BUDGET) || { \
 	    code=$$$$?; test $$$$code -ne 75 || echo "call me again: make $$(or $$(MAKECMDGOALS),reproduce) $$(MAKEOVERRIDES)"; \
 	    exit $$$$code; }
@@ -163,7 +166,7 @@ $(foreach run,$(RUNS),$(eval $(call setting_rules,$(run))))
 REPORTING := $(wildcard dwa_core/report.py dwa_core/tables.py dwa_core/figures.py)
 # A table or figure from the records of the settings that are shown in it. $(1): its notebook; $(2): its file, less
 # the ending; $(3), $(4): its endings. One run makes both: a pattern, for make then knows that.
-shown_in = $(foreach run,$(RUNS_OF_PROFILE),$(if $(filter $(1),$(call values,3,$(run))),$(call records_of,$(run))))
+shown_in = $(foreach run,$(RUNS_OF_PROFILE),$(if $(filter $(1),$(call values,4,$(run))),$(call records_of,$(run))))
 define product_rules
 .PHONY: $(call product_of,$(1))
 $(call product_of,$(1)): $(2).$(3) $(2).$(4)

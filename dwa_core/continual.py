@@ -48,9 +48,13 @@ def split_into_tasks(setting: Setting, whole: ImageData) -> list[ImageData]:
             f"tasks: {tasks} is not allowed; the {classes} classes of {whole.name} can be cut into "
             f"{', '.join(map(str, allowed))}"
         )
-    order = class_order(classes, setting.teacher.seed)
-    size = classes // tasks
-    return [data.of_classes(whole, order[start : start + size]) for start in range(0, classes, size)]
+    return [data.of_classes(whole, labels) for labels in classes_of_tasks(setting, classes)]
+
+
+def classes_of_tasks(setting: Setting, classes: int) -> list[list[int]]:
+    """The labels of each task; `setting.tasks` divides the number of `classes`."""
+    order, size = class_order(classes, setting.teacher.seed), classes // setting.tasks
+    return [order[start : start + size] for start in range(0, classes, size)]
 
 
 def soft_labels(

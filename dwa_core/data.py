@@ -379,7 +379,12 @@ def of_classes(data: ImageData, classes: list[int]) -> ImageData:
     renumbered[classes] = torch.arange(len(classes))
     train, test = (part.relabelled(renumbered[part.labels.cpu()]) for part in (data.train, data.test))
     names = [data.classes[label] for label in classes]
-    return ImageData(data.name, names, train, test, store.digest(data.fingerprint, classes))
+    return ImageData(data.name, names, train, test, fingerprint_of_classes(data.fingerprint, classes))
+
+
+def fingerprint_of_classes(whole: str, classes: list[int]) -> str:
+    """The fingerprint of the part that `classes` are of the data whose fingerprint is `whole`."""
+    return store.digest(whole, classes)
 
 
 class Resident:

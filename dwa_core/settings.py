@@ -82,6 +82,14 @@ class TeacherStage(Training):
     # Instead of training: a torchvision weights name, such as IMAGENET1K_V1, or a file of one's own, *.safetensors.
     weights: str | None = None
 
+    def own_weights(self) -> bool:
+        """Whether `weights` is a file of the user's own."""
+        return self.weights is not None and self.weights.endswith(".safetensors")
+
+    def published_weights(self) -> bool:
+        """Whether `weights` is a name of torchvision's."""
+        return self.weights is not None and not self.own_weights()
+
 
 class SynthesisStage(Strict):
     """What the distilled images start from, how the weights are adjusted, and how the images are optimised."""
@@ -161,14 +169,29 @@ class Setting(Strict):
     def read_record(self) -> dict | None:
         """The record of this very setting, or None where there is none that can be used.
 
-        Its setting has the fields that came later than the record, at their defaults.
+        Its setting has the fields that came later than the record, at their defaults. Where the setting names a file or
+        folder of the user's own, the record is of what that holds now, or held last if it cannot be read.
         """
         try:
             record = json.loads(self.record_path().read_text())
             recorded = Setting.model_validate({**record["setting"], "seeds": self.seeds}).recorded()
+            usable = recorded == self.recorded() and not self.own_files_differ(record)
         except (OSError, ValueError, KeyError, TypeError):  # none yet, damaged, or of an older form
             return None
-        return {**record, "setting": recorded} if recorded == self.recorded() else None
+        return {**record, "setting": recorded} if usable else None
+
+    def own_files_differ(self, record: dict) -> bool:
+        """Whether the user's own weights or distilled set are others than those that `record` stands on."""
+        if not self.teacher.own_weights() and self.method != "external":
+            return False
+        # Imported here because the runner reads settings too, and must not wait seconds for torch.
+        from dwa_core import verify
+
+        try:
+            called_for = verify.artifacts_called_for(self, record["data"])
+        except (InputError, OSError):  # they cannot be read
+            return False
+        return called_for != verify.artifacts_named(record)
 
 
 # ----------------------------------------------------------------------------------------------- checks
@@ -271,8 +294,7 @@ def check_values(setting: Setting) -> None:
                 f"{stage}.warmup_epochs: {training.warmup_epochs} is not allowed; "
                 f"must be below {stage}.epochs, {training.epochs}"
             )
-    weights = setting.teacher.weights
-    if weights is not None and not weights.endswith(".safetensors") and setting.stem != "torchvision":
+    if setting.teacher.published_weights() and setting.stem != "torchvision":
         raise InputError(f"stem: {setting.stem!r} is not allowed with teacher.weights; allowed: torchvision")
     folder = os.environ.get("DWA_DATA")
     if folder and not Path(folder).is_dir():
@@ -303,9 +325,8 @@ def from_notebook(variables: dict) -> Setting:
     for key in ("network", "student"):
         models.check_network(key, getattr(setting, key), setting.stem, setting.images.side)
     models.check_teacher(setting.network, setting.stem, setting.images.side)
-    weights = setting.teacher.weights
-    if weights is not None and not weights.endswith(".safetensors"):
-        models.find_weights(setting.network, weights)
+    if setting.teacher.published_weights():
+        models.find_weights(setting.network, setting.teacher.weights)
     if setting.deterministic:
         models.use_deterministic_algorithms()
     stop.start_budget(setting.max_minutes)

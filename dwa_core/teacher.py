@@ -54,8 +54,7 @@ def describe(setting: Setting, data_fingerprint: str) -> tuple[str, dict]:
 
 def weights_file(setting: Setting) -> Path | None:
     """The file of the user's own weights, or None where the teacher is trained or its weights are published."""
-    weights = setting.teacher.weights
-    return root() / weights if weights is not None and weights.endswith(".safetensors") else None
+    return root() / setting.teacher.weights if setting.teacher.own_weights() else None
 
 
 def train_or_load(setting: Setting, data: ImageData, device: torch.device) -> Teacher:

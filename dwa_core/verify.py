@@ -4,7 +4,7 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
-from dwa_core import distilled, settings, store, teacher
+from dwa_core import continual, data, distilled, settings, store, teacher
 
 KINDS = ("teachers", "distilled", "data")  # of artifacts; what else lies beside them is none
 
@@ -58,22 +58,45 @@ def records(profile: str) -> list[str]:
 def record_problems(path: Path) -> list[str]:
     """What is wrong with the record at `path`.
 
-    Its settings and the fingerprint of its data determine the names of its teacher and its distilled set, and those
-    must be the ones it names (of several tasks, each has data of its own, whose fingerprints are not recorded). Where
-    artifacts are at hand, their checksums must be the ones it holds. Its accuracies must be those of its curves.
+    Its settings and the fingerprint of its data determine the names of its teachers and its distilled sets, and those
+    must be the ones it names. Where artifacts are at hand, their checksums must be the ones it holds. Its accuracies
+    must be those of its curves.
     """
     record = store.read_record(path)
     setting = settings.Setting.model_validate({**record["setting"], "seeds": [record["setting"]["seed"]]})
     lines = [] if path == setting.record_path() else [f"its settings belong to {setting.record_path()}"]
-    if setting.tasks == 1:
-        teacher_name, _ = teacher.describe(setting, record["data"]["fingerprint"])
-        distilled_name, _ = distilled.describe(setting, record["data"]["fingerprint"], teacher_name)
-        for part, name in (("teacher", teacher_name), ("distilled", distilled_name)):
-            if record[part]["artifact"] != name:
-                lines.append(f"its settings call for {name}, it names {record[part]['artifact']}")
+    for called_for, named in zip(artifacts_called_for(setting, record["data"]), artifacts_named(record), strict=True):
+        if called_for != named:
+            lines.append(f"its settings call for {called_for}, it names {named}")
     for student in record.get("tasks", [record]):
         lines += student_problems(setting, student)
     return lines
+
+
+def artifacts_called_for(setting: settings.Setting, data_recorded: dict) -> list[str]:
+    """The names of the teacher and then the distilled set of each task that `setting` calls for.
+
+    Args:
+        data_recorded: what a record says of its data: fingerprint and number of classes.
+
+    Raises:
+        InputError: the user's own weights or distilled set cannot be read.
+    """
+    fingerprints = [data_recorded["fingerprint"]]
+    if setting.tasks > 1:
+        tasks = continual.classes_of_tasks(setting, data_recorded["classes"])
+        fingerprints = [data.fingerprint_of_classes(*fingerprints, labels) for labels in tasks]
+    names = []
+    for fingerprint in fingerprints:
+        trained, _ = teacher.describe(setting, fingerprint)
+        names += [trained, distilled.describe(setting, fingerprint, trained)[0]]
+    return names
+
+
+def artifacts_named(record: dict) -> list[str]:
+    """The names of the teacher and then the distilled set of each task that `record` stands on."""
+    students = record.get("tasks", [record])
+    return [student[part]["artifact"] for student in students for part in ("teacher", "distilled")]
 
 
 def student_problems(setting: settings.Setting, student: dict) -> list[str]:

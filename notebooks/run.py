@@ -59,7 +59,8 @@ def main() -> int:
         parameters = {**settings.read(arguments.path), "seed": arguments.seed}
         setting = settings.resolve(parameters)
         if setting.read_record() is not None:
-            setting.record_path().touch()  # make compares dates
+            if setting.record_path().stat().st_mtime < arguments.path.stat().st_mtime:
+                setting.record_path().touch()  # make compares dates
             print(f"{setting.name} seed {setting.seed}: recorded already")
             return 0
         if arguments.max_minutes is not None:

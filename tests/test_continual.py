@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dwa_core import continual, data, relabel, store, synthesize, teacher
+from dwa_core import continual, data, relabel, store, synthesize, teacher, verify
 from dwa_core.data import Resident
 
 
@@ -163,6 +163,11 @@ def test_last_student_beats_chance_on_all_classes_and_the_record_says_whence(set
         assert seconds == pytest.approx(sum(entry["seconds"][stage] for entry in entries), abs=0.11)
     assert record["data"]["fingerprint"] == digits.fingerprint
     assert record["setting"]["tasks"] == 5
+    assert verify.record_problems(setting.record_path()) == []
+    entries[2]["teacher"]["artifact"] = "another"
+    store.write_json(setting.record_path(), record)
+    (problem,) = verify.record_problems(setting.record_path())
+    assert problem.endswith("it names another")
     assert not list((own_root / "artifacts" / "checkpoints").glob("*"))
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import shutil
 import subprocess
 import sys
 
@@ -305,9 +306,15 @@ def test_set_made_elsewhere_is_evaluated_as_ours_is(shared_set, digits, tiny_tea
     stored = synthesize.synthesize_or_load(outside, digits, tiny_teacher, cpu)
     assert torch.equal(stored.images_uint8, distilled.images_uint8)
     evaluated = relabel.evaluate(outside, digits, tiny_teacher, stored, cpu)
-    outside.record_path().unlink()
     assert evaluated["curve"] == record["curve"]
     assert evaluated["setting"]["distilled"] == str(folder)
+    assert outside.read_record() == evaluated
+    picture = next(folder.rglob("*.png"))
+    Image.new("RGB", (16, 16)).save(picture)
+    assert outside.read_record() is None, "the set is another now"
+    shutil.rmtree(folder)
+    assert outside.read_record() == evaluated, "nothing says that it was another set"
+    outside.record_path().unlink()
 
 
 def test_set_made_elsewhere_that_does_not_fit_is_refused(shared_set, tmp_path, refused):

@@ -140,3 +140,19 @@ def test_hyper_parameters_are_written_whoever_names_their_table(of_ones_own):
     write("a", "shown_in: [table-6]\n")
     assert planned(folder, "reproduce")[1] == {"table-6"}
     assert planned(folder, "reproduce", profile="another")[1] == {"table-6"}
+
+
+@pytest.mark.parametrize(
+    ("lines", "asked"),
+    [
+        ("distilled: theirs\nmethod: external\n", True),
+        ("teacher: {weights: own.safetensors}\n", True),
+        ("teacher:\n  weights: own.safetensors\n", True),
+        ("teacher: {epochs: 3}  # no own.safetensors\n", False),
+    ],
+)
+def test_runner_is_asked_whether_a_users_own_files_have_changed(lines, asked, of_ones_own):
+    folder, write = of_ones_own
+    write("a", lines)
+    (folder / "results" / "mine" / "a-seed0.json").touch()
+    assert planned(folder, "results/mine/a.json")[0] == ({("settings/mine/a.yaml", 0)} if asked else set())

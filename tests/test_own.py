@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from dwa_core import data, distilled, models, own, settings, store, synthesize, teacher
+from dwa_core import data, distilled, models, own, relabel, settings, store, synthesize, teacher
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -248,6 +248,29 @@ def test_own_weights_stand_in_for_the_training(digits, tiny_teacher, tiny_settin
     assert teacher.train_or_load(renamed, digits, cpu).artifact == found.artifact
     save_file({k: v.float() + 1 for k, v in state.items()}, path)
     assert teacher.train_or_load(setting, digits, cpu).artifact != found.artifact
+
+
+def test_record_counts_for_the_weights_that_are_in_the_file_now(digits, tiny_setting, tmp_path, cpu):
+    def write(seed: int) -> None:
+        save_file(models.build("convnet-16", 10, "small", 16, seed).state_dict(), path)
+
+    def run() -> dict:
+        trained = teacher.train_or_load(setting, digits, cpu)
+        made = synthesize.synthesize_or_load(setting, digits, trained, cpu)
+        return relabel.evaluate(setting, digits, trained, made, cpu)
+
+    path = tmp_path / "own.safetensors"
+    setting = tiny_setting(teacher={"weights": str(path)}, method="random-real", relabel={"epochs": 1})
+    write(1)
+    record = run()
+    assert setting.read_record() == record
+    write(2)
+    assert setting.read_record() is None
+    other = run()
+    assert other["teacher"]["artifact"] != record["teacher"]["artifact"]
+    assert setting.read_record() == other
+    path.unlink()
+    assert setting.read_record() == other, "nothing says that it was another file"
 
 
 def test_weights_that_do_not_fit_are_refused(digits, tiny_setting, tmp_path, cpu, refused):
