@@ -72,9 +72,8 @@ def load(name: str, images: Images, device: torch.device, ipc: int = 1, validati
     for part, dataset in parts.items():
         check_labels(name, part, torch.tensor(dataset["label"][:]), classes, ipc)
     size = sum(map(len, parts.values())) * images.side**2 * 3
-    place = "files" if images.side > RESIDENT_SIDE else place_for(size, device)
-    told = {"files": "left in their files", "host": "in host memory", "device": f"on {device}"}[place]
-    told = f"{size / 1e6:,.1f} MB decoded at {images.side} px, {told}"
+    place = place_for(size, images.side, device)
+    told = told_place(size, images.side, device, place)
     if place == "files":
         splits = {part: Streamed(dataset, images.side) for part, dataset in parts.items()}
         content = store.digest(source, images.side)
@@ -116,17 +115,26 @@ def with_validation(data: ImageData, share: float, ipc: int) -> ImageData:
     return ImageData(data.name, data.classes, train, test, content, data.place)
 
 
-def place_for(size: int, device: torch.device) -> str:
-    """Where `size` bytes of decoded images go: "device", "host" (memory), or "files" where neither has the room.
+def place_for(size: int, side: int, device: torch.device) -> str:
+    """Where `size` bytes of images decoded at `side` go: "device", "host" (memory), or "files".
 
-    Half of what is free is left to the training. Device and host give the same batches to the bit; files larger than
-    the side are cropped at their own resolution, and the same images are then another source of data.
+    Those above RESIDENT_SIDE stay in their files, and those for which neither memory has the room: half of what is
+    free is left to the training. Device and host give the same batches to the bit; files larger than the side are
+    cropped at their own resolution, and the same images are then another source of data.
     """
+    if side > RESIDENT_SIDE:
+        return "files"
     if device.type == "cuda" and size <= torch.cuda.mem_get_info(device)[0] * MEMORY_SHARE:
         return "device"
     if size <= psutil.virtual_memory().available * MEMORY_SHARE:
         return "host" if device.type == "cuda" else "device"
     return "files"
+
+
+def told_place(size: int, side: int, device: torch.device, place: str) -> str:
+    """For people: how large the images are and where they are kept, which is what place_for answered."""
+    where = {"files": "left in their files", "host": "in host memory", "device": f"on {device}"}[place]
+    return f"{size / 1e6:,.1f} MB decoded at {side} px, {where}"
 
 
 def open_parts(name: str, side: int) -> tuple[dict[str, datasets.Dataset], list]:

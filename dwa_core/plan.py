@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 
 from dwa_core import distilled, models, report, settings, store, teacher
-from dwa_core.data import RESIDENT_SIDE
+from dwa_core.data import place_for, told_place
 from dwa_core.settings import InputError, Setting, Training
 
 CLASSES_IN_FULL = {"cifar10": 10, "cifar100": 100, "tiny-imagenet": 200, "imagenet-1k": 1000}
@@ -135,8 +135,8 @@ def costs(setting: Setting) -> list[str]:
     records = recorded()
     known = sizes(records)
     size = known.get((setting.dataset, setting.images.side))
-    device = models.device_name(models.choose_device(setting.device))
-    expected = seconds(setting, size, seconds_per_pass(records, known), device)
+    device = models.choose_device(setting.device)
+    expected = seconds(setting, size, seconds_per_pass(records, known), models.device_name(device))
     lines = [
         "hours on this device, if nothing of it is there yet: "
         + ", ".join(f"{stage} {hours(expected[stage])}" for stage in STAGES)
@@ -151,19 +151,21 @@ def costs(setting: Setting) -> list[str]:
     weights, student = (sum(parameter.numel() for parameter in network.parameters()) for network in networks)
     image = 3 * setting.images.side**2
     real, synthetic = (size.training_images + size.test_images) * image, setting.ipc * size.classes * image
-    streamed = setting.images.side > RESIDENT_SIDE
+    place = place_for(real, setting.images.side, device)
     free = gigabytes(shutil.disk_usage(existing(settings.root())).free)
-    decoded = "" if streamed else f", decoded real images {gigabytes(real)}"
+    decoded = "" if place == "files" else f", decoded real images {gigabytes(real)}"
     lines += [
         f"disk, of which {free} are free: teacher {gigabytes(2 * weights)}, distilled set at most "
         f"{gigabytes(synthetic)}, its checkpoint as much, the student's checkpoint {gigabytes(12 * student)}{decoded}",
-        f"memory of the device: distilled images {gigabytes(synthetic)}, twice that of the host while they are read"
-        f"{decoded}; what the networks need for their batches is not known beforehand",
+        f"memory of the device: distilled images {gigabytes(synthetic)}, twice that of the host while they are read; "
+        "what the networks need for their batches is not known beforehand",
+        f"real images: {size.training_images + size.test_images:,}, "
+        f"{told_place(real, setting.images.side, device, place)} by the memory that is free now",
     ]
-    if streamed:
+    if place == "files":
         lines.append(
-            f"real images: {size.training_images + size.test_images:,}, read from their files in every epoch; Parquet "
-            "files, from the hub or a folder, are copied once into the cache of the library datasets"
+            "files are read in every epoch; Parquet files, from the hub or a folder, are copied once into the cache of "
+            "the library datasets"
         )
     return lines
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dwa_core import models, plan, settings, store
+from dwa_core import data, models, plan, settings, store
 
 DEVICE = "Some CPU, 4 threads"
 SIZE = {"training_images": 1000, "test_images": 200, "classes": 10, "fingerprint": "copy"}
@@ -104,7 +104,17 @@ def test_costs_are_bytes_of_images_and_parameters(own_root):
     assert "teacher 0.08, synthesis 0.00, student 0.01" in text  # hours
     # 5 images of each of 10 classes, and 1,200 real ones, of 16 x 16 x 3 bytes.
     assert f"distilled images {plan.gigabytes(50 * 768)}" in text
-    assert f"real images {plan.gigabytes(1200 * 768)}" in text
+    assert f"decoded real images {plan.gigabytes(1200 * 768)}" in text
+    assert "real images: 1,200, 0.9 MB decoded at 16 px, on cpu" in text
+
+
+def test_costs_say_that_images_stream_where_memory_is_short_as_the_run_does(own_root, monkeypatch):
+    store.write_json(setting().record_path(), record(setting(), **MEASURED))
+    memory = data.psutil.virtual_memory()._replace(available=1200 * 768)
+    monkeypatch.setattr(data.psutil, "virtual_memory", lambda: memory)
+    text = "\n".join(plan.costs(setting(device="cpu")))
+    assert "real images: 1,200, 0.9 MB decoded at 16 px, left in their files" in text
+    assert "decoded real images" not in text, "they take no disk"
 
 
 @pytest.fixture
