@@ -94,7 +94,7 @@ class TeacherStage(Training):
 class SynthesisStage(Strict):
     """What the distilled images start from, how the weights are adjusted, and how the images are optimised."""
 
-    initial: Literal["real", "noise"] = "real"
+    initial: Literal["real", "herded", "noise"] = "real"  # herded: the real images that stand best for their class
     adjustment: Literal["none", "random", "directed"] = "directed"
     rho: NotNegative = 0.015
     steps: Count = 12  # K

@@ -376,3 +376,22 @@ def test_another_setting_is_another_set(differences, digits, tiny_teacher, tiny_
     other = synthesize.synthesize_or_load(tiny_setting(**differences), digits, tiny_teacher, cpu)
     assert other.artifact != first.artifact
     assert not torch.equal(other.images_uint8, first.images_uint8)
+
+
+def test_herded_images_are_chosen_one_by_one_to_keep_their_mean_at_that_of_the_class():
+    # Unit vectors of class 0: mean direction between 0 and 90 degrees. The first is the one at 45, and then the two ends
+    # together come nearer to the mean than either with it again.
+    angles = torch.tensor([0.0, 90.0, 45.0, 80.0, 180.0]).deg2rad()
+    features = torch.stack([angles.cos(), angles.sin()], dim=1) * torch.tensor([[1.0], [5.0], [2.0], [3.0], [1.0]])
+    labels = torch.tensor([0, 0, 0, 0, 1])
+    chosen = synthesize.herded(features, labels, 1, 3)
+    unit = torch.nn.functional.normalize(features[:4], dim=1)
+    best = min(range(4), key=lambda i: float((unit[i] - unit.mean(0)).norm()))
+    assert chosen[0].tolist() == [best]
+    rest = [i for i in range(4) if i != best]
+    second = min(rest, key=lambda i: float(((unit[best] + unit[i]) / 2 - unit.mean(0)).norm()))
+    assert chosen[1].tolist() == [second]
+    assert len(set(chosen[:, 0].tolist())) == 3, "without repetition"
+    assert synthesize.herded(features, labels, 1, 2).tolist() == chosen[:2].tolist()
+    both = synthesize.herded(features, labels, 2, 1)
+    assert both.tolist() == [[best, 4]]
