@@ -356,3 +356,21 @@ def test_notebook_of_a_profile_knows_profiles_and_no_other_parameter(refused):
         settings.profile_from_notebook({"profile": "huge", "In": [""]})
     with refused("ipc: ", "profile"):
         settings.profile_from_notebook({"profile": "demo", "ipc": 3, "In": ["", "# Parameters\nipc = 3\n"]})
+
+
+def test_best_is_a_recipe_of_its_own_for_the_preset_that_it_was_chosen_for():
+    best, usual = resolved("cifar10", best=True), resolved("cifar10")
+    assert (best.synthesis.iterations, best.relabel.mixing, best.relabel.batch_size) == (100, "cutmix", 10)
+    assert best.teacher == usual.teacher
+    assert resolved("cifar10", best=True, relabel={"batch_size": 50}).relabel.batch_size == 50
+
+
+@pytest.mark.parametrize("preset", ["cifar100", "tiny-imagenet", "digits"])
+def test_best_of_another_preset_is_refused(preset):
+    with pytest.raises(settings.InputError, match=rf"^best: true is not allowed with preset {preset}; .*: cifar10$"):
+        resolved(preset, best=True)
+
+
+def test_best_and_authors_exclude_each_other():
+    with pytest.raises(settings.InputError, match="best: true is not allowed with authors: true"):
+        resolved("cifar10", best=True, authors=True)
