@@ -379,8 +379,8 @@ def test_another_setting_is_another_set(differences, digits, tiny_teacher, tiny_
 
 
 def test_herded_images_are_chosen_one_by_one_to_keep_their_mean_at_that_of_the_class():
-    # Unit vectors of class 0: mean direction between 0 and 90 degrees. The first is the one at 45, and then the two ends
-    # together come nearer to the mean than either with it again.
+    # Unit vectors of class 0: mean direction between 0 and 90 degrees. The first is the one at 45, and then the two
+    # ends together come nearer to the mean than either with it again.
     angles = torch.tensor([0.0, 90.0, 45.0, 80.0, 180.0]).deg2rad()
     features = torch.stack([angles.cos(), angles.sin()], dim=1) * torch.tensor([[1.0], [5.0], [2.0], [3.0], [1.0]])
     labels = torch.tensor([0, 0, 0, 0, 1])
