@@ -64,7 +64,7 @@ help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  make results/PROFILE/SETTING.json   run one setting, all its seeds"
 	@echo "  make TABLE or FIGURE, with all it needs: $(foreach n,$(NOTEBOOKS),$(call product_of,$n))"
-	@echo "PROFILE=demo (digits, minutes), lite (CIFAR-10 on a CPU, hours) or paper (GPU); now $(PROFILE)"
+	@echo "PROFILE=demo (digits, minutes), lite (CIFAR on a CPU, hours), paper (GPU) or search (of best); now $(PROFILE)"
 
 ifneq ($(filter-out ray,$(ENGINE)),)
 $(error ENGINE: $(ENGINE) is not known; allowed: ray, or nothing)
@@ -91,7 +91,7 @@ report: $(ENVIRONMENT) ## one page of the tables and figures of PROFILE that are
 plan: $(ENVIRONMENT) ## what of PROFILE is done and what is missing, with the hours it takes where they were measured
 	@$(VENV)/bin/python -m dwa_core.plan $(PROFILE)
 
-settings: $(ENVIRONMENT) ## write the settings files of demo and paper anew from settings/grid.yaml
+settings: $(ENVIRONMENT) ## write the settings files of demo, paper and search anew from settings/grid.yaml
 	@$(VENV)/bin/python -m dwa_core.grid
 
 # Two test files at a time, with one thread each: networks as small as these gain nothing from a second.

@@ -1,4 +1,4 @@
-"""The settings files of the profiles demo and paper, generated from the one description settings/grid.yaml.
+"""The settings files of the profiles demo, paper and search, generated from the one description settings/grid.yaml.
 
     python -m dwa_core.grid
 
@@ -87,5 +87,6 @@ def labelled(key: str, value) -> str:
 
 if __name__ == "__main__":
     for name, text in generated().items():
+        (settings.SETTINGS / name).parent.mkdir(exist_ok=True)
         (settings.SETTINGS / name).write_text(text)
     print(f"{len(generated())} files in settings/")

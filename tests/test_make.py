@@ -10,7 +10,7 @@ import yaml
 from dwa_core import settings
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-PROFILES = ("demo", "lite", "paper")
+PROFILES = ("demo", "lite", "paper", "search")
 NOTEBOOKS = sorted(
     path.stem for kind in ("table", "what", "figure") for path in (REPOSITORY / "notebooks").glob(f"{kind}_*.ipynb")
 )

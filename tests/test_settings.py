@@ -352,7 +352,7 @@ def test_network_that_cannot_be_a_teacher_is_refused_before_any_work(refused):
 
 def test_notebook_of_a_profile_knows_profiles_and_no_other_parameter(refused):
     settings.profile_from_notebook({"profile": "demo", "In": ["", "# Parameters\nprofile = 'demo'\n"]})
-    with refused("profile", "'huge'", "demo", "lite", "paper"):
+    with refused("profile", "'huge'", "demo", "lite", "paper", "search"):
         settings.profile_from_notebook({"profile": "huge", "In": [""]})
     with refused("ipc: ", "profile"):
         settings.profile_from_notebook({"profile": "demo", "ipc": 3, "In": ["", "# Parameters\nipc = 3\n"]})
