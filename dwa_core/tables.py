@@ -224,10 +224,10 @@ def seed_spread(frame: pd.DataFrame) -> pd.DataFrame:
 def moves(runs: list[Run]) -> pd.DataFrame:
     """What changes accuracy by how much: one row per change, methods side by side, against the row without changes.
 
-    For each data set, ipc, teacher and student the first row is the recipe under our defaults; the others are sorted
-    by what they add to DWA. `<method> mean`, `std` and `count` are over student seeds, in percent; `<method> effect`
-    is what the change adds to the mean, in points, and `<method> spread` twice the larger standard deviation of the
-    two, 0 where neither has one. `synthesis gain` is DWA minus random real.
+    For each data set, ipc, teacher and student the first row is the recipe under our defaults; the others are sorted by
+    what they add to DWA, and where it was not run, to random real images. `<method> mean`, `std` and `count` are over
+    student seeds, in percent; `<method> effect` is what the change adds to the mean, in points, and `<method> spread`
+    twice the larger standard deviation of the two, 0 where neither has one. `synthesis gain` is DWA minus random real.
 
     Args:
         runs: as `report.runs_of` returns them.
@@ -252,8 +252,9 @@ def moves(runs: list[Run]) -> pd.DataFrame:
     frame["synthesis gain"] = frame["dwa mean"] - frame["random-real mean"]
     frame.insert(0, "teacher", rows.groupby([*where, "change"])["teacher"].mean())
     frame = frame.reset_index()
-    order = frame["dwa effect"].fillna(-math.inf).where(frame["change"] != "", math.inf)
-    return frame.assign(order=-order).sort_values([*where, "order"], ignore_index=True).drop(columns="order")
+    for name, method in {"order": "dwa", "then": "random-real"}.items():
+        frame[name] = -frame[f"{method} effect"].fillna(-math.inf).where(frame["change"] != "", math.inf)
+    return frame.sort_values([*where, "order", "then"], ignore_index=True).drop(columns=["order", "then"])
 
 
 def moves_text(frame: pd.DataFrame) -> pd.DataFrame:
