@@ -208,7 +208,7 @@ def test_checkpoint_is_due_by_the_clock(monkeypatch, cpu):
 
 
 @pytest.mark.parametrize("path", sorted(Path(dwa_core.__file__).parent.rglob("*.py")), ids=lambda path: path.stem)
-def test_no_module_reads_or_writes_pickle(path):
+def test_no_module_reads_pickle_or_writes_it_but_for_a_tool_that_reads_nothing_else(path):
     forbidden = {"pickle", "cPickle", "dill", "joblib", "shelve"}
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -217,5 +217,6 @@ def test_no_module_reads_or_writes_pickle(path):
             assert (node.module or "").split(".")[0] not in forbidden
         elif isinstance(node, ast.Attribute):
             call = ast.unparse(node)
-            assert call not in ("torch.load", "torch.save")
+            assert call != "torch.load"
+            assert call != "torch.save" or path.stem == "export"  # DD-Ranking's teachers
             assert not (node.attr == "load" and call in ("np.load", "numpy.load"))

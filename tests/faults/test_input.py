@@ -169,7 +169,7 @@ def test_papermill_parameter_that_the_notebook_does_not_know(refusal, runner, pl
         execute(path, output, {**parameters, "epochs": 5}, **rest)
 
     monkeypatch.setattr(runner, "execute_notebook", with_one_more)
-    assert "epochs: unknown parameter; allowed here: authors, dataset" in refusal(settings_file(place))
+    assert "epochs: unknown parameter; allowed here: authors, best, dataset" in refusal(settings_file(place))
 
 
 # ------------------------------------------------------------------------------------------------- data
