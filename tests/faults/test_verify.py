@@ -33,8 +33,8 @@ def problems(lite, tmp_path, monkeypatch):
 
     monkeypatch.setattr(script.subprocess, "run", run)
 
-    def check(capsys) -> list[str]:
-        code = script.main("lite")
+    def check(capsys, profile: str = "lite") -> list[str]:
+        code = script.main(profile)
         lines = capsys.readouterr().err.splitlines()
         assert code == bool(lines)
         assert all(line.startswith("error: ") for line in lines)
@@ -43,8 +43,9 @@ def problems(lite, tmp_path, monkeypatch):
     return check
 
 
-def test_committed_results_are_as_they_say(problems, capsys):
-    assert problems(capsys) == []
+@pytest.mark.parametrize("profile", ["lite", "search"])
+def test_committed_results_are_as_they_say(profile, problems, capsys):
+    assert problems(capsys, profile) == []
 
 
 def changed(path, change) -> None:
