@@ -133,16 +133,24 @@ def told_in_notes(key: str) -> bool:
     )
 
 
-def variant(setting: dict, usual_epochs: int, axes: tuple[str, ...] = ()) -> str:
+def variant(setting: dict, usual_epochs: int, axes: tuple[str, ...] = (), of_real_images: bool = False) -> str:
     """What sets a run apart from its method's own row; `usual_epochs` are those of most teachers of its kind.
 
     What all teachers of a profile have in common, such as fewer epochs than the preset, is told in the notes.
+
+    Args:
+        axes: keys that stand elsewhere and so are left out.
+        of_real_images: leaves out what changes nothing where the images are random real ones, all of the synthesis
+            but its seed and storage.
     """
     changed = [Path(setting["distilled"]).name] if setting.get("distilled") else []
     if setting["teacher"]["epochs"] != usual_epochs:
         changed.append(f"teacher of {setting['teacher']['epochs']} epochs")
+    left_out = set(axes)
+    if of_real_images:
+        left_out |= {f"synthesis.{key}" for key in setting["synthesis"] if key not in ("seed", "storage")}
     stages = differences(setting).items()
-    changed += [f"{key} {new}" for key, (new, _) in stages if not told_in_notes(key) and key not in axes]
+    changed += [f"{key} {new}" for key, (new, _) in stages if not told_in_notes(key) and key not in left_out]
     if setting["tasks"] > 1 and "task" not in axes:
         changed.append(f"{setting['tasks']} tasks")
     if setting["precision"] != "auto":
@@ -153,7 +161,7 @@ def variant(setting: dict, usual_epochs: int, axes: tuple[str, ...] = ()) -> str
 def accuracies(runs: list[Run], axes: tuple[str, ...] = ()) -> pd.DataFrame:
     """One row per run: its cell, `switches`, seed, and from its record accuracies and the set's diversity.
 
-    The accuracy reported and the teacher's (the mean of the teachers of all tasks) are in percent; NaN where
+    `variant of real` is the variant of random real images that a run compares with. The accuracy reported and the teacher's (the mean of the teachers of all tasks) are in percent; NaN where
     there is no record, or none of these in it.
 
     Args:
@@ -168,7 +176,9 @@ def accuracies(runs: list[Run], axes: tuple[str, ...] = ()) -> pd.DataFrame:
         row = {key: setting[key] for key in ("ipc", "network", "student", "method", "seed")}
         row["switches"] = switches(setting)
         row["data set"] = dataset_label(setting)
-        row["variant"] = variant(setting, statistics.mode(epochs[setting["preset"], setting["network"]]), axes)
+        usual_epochs = statistics.mode(epochs[setting["preset"], setting["network"]])
+        row["variant"] = variant(setting, usual_epochs, axes)
+        row["variant of real"] = variant(setting, usual_epochs, axes, of_real_images=True)
         for axis in axes:
             if axis != "task":
                 stage, key = axis.split(".")
@@ -178,7 +188,7 @@ def accuracies(runs: list[Run], axes: tuple[str, ...] = ()) -> pd.DataFrame:
             continue
         for task in range(setting["tasks"]):
             rows.append(row | {"task": task + 1} | measured(record and parts(record)[task]))
-    columns = [*CELL, *axes, "switches", "seed", "accuracy", "teacher", *DIVERSITY.values()]
+    columns = [*CELL, "variant of real", *axes, "switches", "seed", "accuracy", "teacher", *DIVERSITY.values()]
     return pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(columns[-2 - len(DIVERSITY) :], float))
 
 

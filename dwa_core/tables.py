@@ -227,7 +227,8 @@ def moves(runs: list[Run]) -> pd.DataFrame:
     For each data set, ipc, teacher and student the first row is the recipe under our defaults; the others are sorted by
     what they add to DWA, and where it was not run, to random real images. `<method> mean`, `std` and `count` are over
     student seeds, in percent; `<method> effect` is what the change adds to the mean, in points, and `<method> spread`
-    twice the larger standard deviation of the two, 0 where neither has one. `synthesis gain` is DWA minus random real.
+    twice the larger standard deviation of the two, 0 where neither has one. `synthesis gain` is DWA minus random real
+    images under the same change, or, where it is one of the synthesis that real images know nothing of, under the rest.
 
     Args:
         runs: as `report.runs_of` returns them.
@@ -235,7 +236,8 @@ def moves(runs: list[Run]) -> pd.DataFrame:
     where = ["data set", "ipc", "network", "student"]
     rows = report.accuracies(runs)
     switched = rows["switches"].map(SWITCHES | {"ours": ""})
-    rows["change"] = [", ".join(filter(None, texts)) for texts in zip(switched, rows["variant"], strict=True)]
+    for name, variant in {"change": "variant", "change of real": "variant of real"}.items():
+        rows[name] = [", ".join(filter(None, texts)) for texts in zip(switched, rows[variant], strict=True)]
     cells = rows.groupby([*where, "change", "method"])["accuracy"].agg(["mean", "std", "count"]).reset_index()
     unchanged = cells[cells["change"] == ""].drop(columns=["change", "count"])
     cells = cells.merge(unchanged, how="left", on=[*where, "method"], suffixes=("", " unchanged"))
@@ -249,7 +251,10 @@ def moves(runs: list[Run]) -> pd.DataFrame:
         for method in ("random-real", "dwa"):
             if f"{method} {name}" not in frame:
                 frame[f"{method} {name}"] = float("nan")
-    frame["synthesis gain"] = frame["dwa mean"] - frame["random-real mean"]
+    of_real = rows.groupby([*where, "change"])["change of real"].first()
+    real = frame["random-real mean"].reindex(pd.MultiIndex.from_frame(of_real.reset_index()[[*where, "change of real"]]))
+    real = pd.Series(real.to_numpy(), of_real.index)
+    frame["synthesis gain"] = frame["dwa mean"] - real
     frame.insert(0, "teacher", rows.groupby([*where, "change"])["teacher"].mean())
     frame = frame.reset_index()
     for name, method in {"order": "dwa", "then": "random-real"}.items():

@@ -240,11 +240,29 @@ def test_what_moves_the_number_sets_each_change_against_the_unchanged_recipe(add
     ]
     assert frame["dwa effect"].tolist()[1:4] == pytest.approx([10.0, 1.5, -2.9])
     assert frame["synthesis gain"].tolist()[:2] == pytest.approx([-9.2, -0.2])
+    assert frame["synthesis gain"].isna().tolist()[2:] == [True] * 3, "real images stored as JPEG are others"
     texts = tables.moves_text(frame)
     assert texts["DWA, change"].tolist() == ["", "+10.0", "(+1.5)", "-2.9", ""]
     assert texts["random real, change"].tolist() == ["", "+1.0", "", "", ""]
     assert texts["DWA minus random real"].tolist() == ["-9.2", "-0.2", "", "", ""]
     assert "SRe2L" not in texts
+
+
+def test_a_change_of_the_synthesis_alone_is_compared_with_real_images_under_the_rest_of_it(add):
+    shown_in = ("what-moves-the-number",)
+    short, small = {"iterations": 100}, {"batch_size": 10}
+    add("dwa", 30.0, shown_in=shown_in, seeds=[0])
+    add("real", 40.0, method="random-real", shown_in=shown_in, seeds=[0])
+    add("real-small", 50.0, method="random-real", relabel=small, shown_in=shown_in, seeds=[0])
+    add("dwa-short", 33.0, synthesis=short, shown_in=shown_in, seeds=[0])
+    add("dwa-short-small", 48.0, synthesis=short, relabel=small, shown_in=shown_in, seeds=[0])
+    frame = tables.moves(report.runs_of("trial", "what-moves-the-number")).set_index("change")
+    gains = frame["synthesis gain"].dropna().to_dict()
+    assert gains == {
+        "": -10.0,
+        "synthesis.iterations 100, relabel.batch_size 10": -2.0,
+        "synthesis.iterations 100": -7.0,
+    }
 
 
 def test_what_moves_the_number_without_a_run_of_random_images(add):
