@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from dwa_core import augment, models, settings, store, synthesize
-from dwa_core.data import Resident
+from dwa_core.batches import Resident
 from dwa_core.relabel import soft_label_loss
 from dwa_core.teacher import fit
 

@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 import torch
 from bench import alone, peak_memory
 
-from dwa_core import data, figures, models, settings, store, synthesize
+from dwa_core import batches, data, figures, models, settings, store, synthesize
 
 NETWORK = "convnet-128"
 REPEATS = 3
@@ -42,7 +42,7 @@ def grow(ipc: int, classes: int, side: int, per_batch: int) -> dict:
     )
     random = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (IMAGES, side, side, 3), dtype=torch.uint8, generator=random)
-    part = data.Resident(pixels, torch.arange(IMAGES) % classes, device)
+    part = batches.Resident(pixels, torch.arange(IMAGES) % classes, device)
     images = data.ImageData("random", [str(n) for n in range(classes)], part, part, "random")
     network = models.on_device(models.build(NETWORK, classes, setting.stem, side, seed=0), device)
     teacher = network.eval().requires_grad_(False)

@@ -22,7 +22,8 @@ from torch import nn
 
 from dwa_core import augment, data, diversity, relabel, store
 from dwa_core.augment import CLASS_ORDER
-from dwa_core.data import ImageData, Resident
+from dwa_core.batches import Resident
+from dwa_core.data import ImageData
 from dwa_core.distilled import DistilledSet
 from dwa_core.settings import InputError, Setting
 from dwa_core.teacher import Teacher

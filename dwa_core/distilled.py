@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from dwa_core import external, store
-from dwa_core.data import Resident
+from dwa_core.batches import Resident
 from dwa_core.settings import Setting, changed, root
 
 PARQUET = "train-00000-of-00001.parquet"

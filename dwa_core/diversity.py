@@ -11,7 +11,8 @@ from sklearn.manifold import TSNE
 from sklearn.neighbors import NearestNeighbors
 from torch import nn
 
-from dwa_core.data import ImageData, Resident, Streamed
+from dwa_core.batches import Resident, Streamed
+from dwa_core.data import ImageData
 from dwa_core.settings import Setting
 
 NEAREST = 5  # k of coverage, as in the package prdc

@@ -5,7 +5,7 @@ from pathlib import Path
 import datasets
 import torch
 
-from dwa_core import data, store
+from dwa_core import data, sources, store
 from dwa_core.settings import InputError, shown
 
 
@@ -64,10 +64,10 @@ def open_external(path: Path) -> tuple[datasets.Dataset, list[str] | None]:
         files = sorted(place.glob("train*.parquet")) or sorted(place.glob("*.parquet"))
         if files:
             table = datasets.load_dataset("parquet", data_files=[str(file) for file in files], split="train")
-            table = data.two_columns(path.name, table)
+            table = sources.two_columns(path.name, table)
             feature = table.features["label"]
             return table, feature.names if isinstance(feature, datasets.ClassLabel) else None
     # The deepest place that holds class folders: a folder with train/ alone is no set of one class.
     place = path / "train" if (path / "train").is_dir() else path
-    table = data.open_tree(place)
+    table = sources.open_tree(place)
     return table, table.features["label"].names

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from dwa_core import data, diversity, models, report, settings, store
+from dwa_core import data, diversity, initialise, models, report, settings, store
 from dwa_core import teacher as teachers
 from dwa_core.distilled import read_parquet
 from dwa_core.report import CELL, METHODS, Run, dataset_label, published
@@ -362,7 +362,7 @@ def initial_pictures(setting: settings.Setting, fingerprint: str) -> torch.Tenso
     real = real_images(setting, fingerprint, torch.device("cpu"))
     if real is None:
         return None
-    indices = data.draw_real(real.train, len(real.classes), setting.ipc, setting.synthesis.seed)
+    indices = initialise.draw_real(real.train, len(real.classes), setting.ipc, setting.synthesis.seed)
     return real.train.pictures(indices[0, :10])
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from dwa_core import data, models
+from dwa_core import data, models, sources
 from dwa_core.presets import merged
 from dwa_core.settings import InputError, read, resolve, root, shown
 
@@ -35,7 +35,7 @@ def settings_for(dataset: str, network: str, ipc: int, differences: dict | None 
     if dataset == "digits":
         raise InputError("dataset: 'digits' is the name of the bundled digits; give the folder another name")
     folder, largest = Path(os.environ["DWA_DATA"]) / dataset, RECIPES[-1][1]["images"]["side"]
-    train = data.open_folder(dataset, folder, largest)[0]["train"]  # at this side, no file is read whole
+    train = sources.open_folder(dataset, folder, largest)[0]["train"]  # at this side, no file is read whole
     some = train.select(np.linspace(0, len(train) - 1, min(len(train), MEASURED)).astype(int))
     short_sides = [min(image.size) for image in some["image"]]
     recipe = next(recipe for limit, recipe in RECIPES if np.median(short_sides) <= limit)

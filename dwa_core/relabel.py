@@ -8,7 +8,8 @@ from torch import nn
 
 from dwa_core import augment, diversity, models, store
 from dwa_core.augment import STUDENT
-from dwa_core.data import ImageData, Resident
+from dwa_core.batches import Resident
+from dwa_core.data import ImageData
 from dwa_core.distilled import DistilledSet
 from dwa_core.settings import RelabelStage, Setting
 from dwa_core.teacher import Teacher, fit, memory_for

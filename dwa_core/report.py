@@ -161,8 +161,8 @@ def variant(setting: dict, usual_epochs: int, axes: tuple[str, ...] = (), of_rea
 def accuracies(runs: list[Run], axes: tuple[str, ...] = ()) -> pd.DataFrame:
     """One row per run: its cell, `switches`, seed, and from its record accuracies and the set's diversity.
 
-    `variant of real` is the variant of random real images that a run compares with. The accuracy reported and the teacher's (the mean of the teachers of all tasks) are in percent; NaN where
-    there is no record, or none of these in it.
+    `variant of real` is that of the random real images that a run compares with. The accuracy reported and the
+    teacher's (the mean of the teachers of all tasks) are in percent; NaN where there is no record, or none in it.
 
     Args:
         axes: keys such as "synthesis.rho" that become columns of their own, instead of a part of the variant;

@@ -92,7 +92,10 @@ class TeacherStage(Training):
 
 
 class SynthesisStage(Strict):
-    """What the distilled images start from, how the weights are adjusted, and how the images are optimised."""
+    """What the distilled images start from, how the weights are adjusted, and how the images are optimised.
+
+    The method random-real optimises none: of all this, it reads the seed that draws the images and their storage.
+    """
 
     initial: Literal["real", "herded", "noise"] = "real"  # herded: the real images that stand best for their class
     adjustment: Literal["none", "random", "directed"] = "directed"

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-from dwa_core import augment, distilled, diversity, external, guard, models, stop, store, watch
+from dwa_core import augment, distilled, external, guard, initialise, models, stop, store, watch
 from dwa_core.adjust import adjust_weights
 from dwa_core.augment import DIRECTION, INITIAL_NOISE
-from dwa_core.data import ImageData, draw_real
+from dwa_core.data import ImageData
 from dwa_core.distilled import DistilledSet
 from dwa_core.settings import Setting, SynthesisStage
 from dwa_core.teacher import Teacher
@@ -272,7 +272,7 @@ def synthesize(
     if (found := checkpoint.load(device)) is not None:
         done, unfinished, losses_of_first = found[0]["done"].cpu(), unflattened(found[0]), found[1]["losses"]
     at_once = max(1, GPU_IMAGES // min(stage.classes_per_batch, classes)) if device.type == "cuda" else 1
-    chosen = initial_images(setting, data, teacher, device)
+    chosen = initialise.initial_images(setting, data, teacher, device)
     prepared = prepare(setting, data, teacher, device, chosen, indices, skip=len(done))
 
     def attempt(size: int) -> None:
@@ -303,42 +303,6 @@ def synthesize(
         progress.update(len(done) - progress.n)
     progress.close()
     return done, losses_of_first
-
-
-def initial_images(setting: Setting, data: ImageData, teacher: nn.Module, device: torch.device) -> torch.Tensor | None:
-    """Indices (ipc, classes) of the training images that the synthesis starts from; None where it starts from noise."""
-    stage, images = setting.synthesis, setting.images
-    if stage.initial == "noise":
-        return None
-    if stage.initial == "real":
-        return draw_real(data.train, len(data.classes), setting.ipc, stage.seed)
-    features, _ = diversity.features_and_logits(teacher, data.train, images.mean, images.std, device)
-    return herded(features, data.train.labels.cpu(), len(data.classes), setting.ipc)
-
-
-def herded(features: torch.Tensor, labels: torch.Tensor, classes: int, ipc: int) -> torch.Tensor:
-    """Indices (ipc, classes): per class the images whose mean feature stays nearest to that of the whole class.
-
-    Herding (Welling, "Herding Dynamical Weights to Learn", ICML 2009), as iCaRL (Rebuffi et al., CVPR 2017) chooses its
-    exemplars: one after the other, without repetition, so that a larger ipc begins with the images of a smaller one.
-
-    Args:
-        features: (N, channels).
-        labels: (N,) class indices.
-    """
-    features = F.normalize(features.double(), dim=1)
-    columns = []
-    for label in range(classes):
-        members = (labels == label).nonzero()[:, 0]
-        of_class = features[members]
-        mean, total, taken = of_class.mean(0), torch.zeros_like(of_class[0]), []
-        for count in range(1, ipc + 1):
-            distances = ((total + of_class) / count - mean).norm(dim=1)
-            distances[taken] = math.inf
-            taken.append(int(distances.argmin()))
-            total += of_class[taken[-1]]
-        columns.append(members[taken])
-    return torch.stack(columns, dim=1)
 
 
 def save_progress(checkpoint: store.Checkpoint, done: torch.Tensor, batches: list[ImageOptimisation], losses) -> None:
@@ -479,7 +443,7 @@ def synthesize_and_store(
     checkpoint = store.Checkpoint(name)
     parts = join_parts(name, len(data.classes), checkpoint)
     if setting.method == "random-real":
-        chosen = draw_real(data.train, len(data.classes), setting.ipc, stage.seed)
+        chosen = initialise.draw_real(data.train, len(data.classes), setting.ipc, stage.seed)
         pictures = data.train.pictures(chosen.flatten()).cpu()
     elif setting.method == "external":
         folder = distilled.made_elsewhere(setting)

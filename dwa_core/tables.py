@@ -251,10 +251,9 @@ def moves(runs: list[Run]) -> pd.DataFrame:
         for method in ("random-real", "dwa"):
             if f"{method} {name}" not in frame:
                 frame[f"{method} {name}"] = float("nan")
-    of_real = rows.groupby([*where, "change"])["change of real"].first()
-    real = frame["random-real mean"].reindex(pd.MultiIndex.from_frame(of_real.reset_index()[[*where, "change of real"]]))
-    real = pd.Series(real.to_numpy(), of_real.index)
-    frame["synthesis gain"] = frame["dwa mean"] - real
+    of_real = rows.groupby([*where, "change"])["change of real"].first().reset_index("change", drop=True)
+    compared = pd.MultiIndex.from_frame(of_real.reset_index())
+    frame["synthesis gain"] = frame["dwa mean"] - frame["random-real mean"].reindex(compared).to_numpy()
     frame.insert(0, "teacher", rows.groupby([*where, "change"])["teacher"].mean())
     frame = frame.reset_index()
     for name, method in {"order": "dwa", "then": "random-real"}.items():

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dwa_core import data, models
+from dwa_core import initialise, models
 from dwa_core.adjust import adjust_weights
 from dwa_core.augment import apply_view, normalise, to_unit_range, whole_views
 
@@ -14,7 +14,7 @@ VIEW = whole_views(torch.tensor([[1, 2]]), 16)[0]
 @pytest.fixture(scope="session")
 def real_batch(digits, tiny_setting):
     """One training image per digit, normalised, in float64, and the labels."""
-    chosen = data.draw_real(digits.train, 10, 1, seed=0)[0]
+    chosen = initialise.draw_real(digits.train, 10, 1, seed=0)[0]
     images = tiny_setting().images
     pixels = to_unit_range(digits.train.pictures(chosen)).double()
     return normalise(pixels, images.mean, images.std), torch.arange(10)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dwa_core import augment, data, models, settings
+from dwa_core import augment, initialise, models, settings
 from dwa_core.synthesize import ImageOptimisation, optimise
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
@@ -42,7 +42,7 @@ def test_losses_in_bf16_end_within_the_spread_of_three_seeds_in_fp32(digits, tin
     stage, images = setting.synthesis, setting.images
 
     def last_losses(seed: int, precision: torch.dtype) -> torch.Tensor:
-        chosen = data.draw_real(digits.train, 10, 1, seed)[0]
+        chosen = initialise.draw_real(digits.train, 10, 1, seed)[0]
         initial = augment.normalise(augment.to_unit_range(digits.train.pictures(chosen)), images.mean, images.std)
         views = augment.draw_views(stage.iterations, 16, [0, 2], False, seed)
         network = models.frozen_copy(tiny_teacher.network)

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from dwa_core import continual, data, relabel, store, synthesize, teacher, verify
-from dwa_core.data import Resident
+from dwa_core import batches, continual, data, relabel, store, synthesize, teacher, verify
+from dwa_core.batches import Resident
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_tasks_that_do_not_cut_the_classes_are_refused(tasks, setting_of, digits
 
 
 def test_streamed_images_are_cut_by_class_too(setting_of, cpu, monkeypatch):
-    monkeypatch.setattr(data.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(batches.os, "cpu_count", lambda: 1)
     setting = setting_of(images={"side": 72}, stem="torchvision")
     whole = data.load("digits", setting.images, cpu)
     part = data.of_classes(whole, [7, 2])

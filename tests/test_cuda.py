@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dwa_core import augment, data, models, relabel, store, synthesize, teacher
+from dwa_core import augment, batches, data, initialise, models, relabel, store, synthesize, teacher
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import plain
@@ -66,7 +66,7 @@ def test_batch_statistics_on_the_gpu_are_mean_and_biased_variance(dtype, memory_
 @pytest.mark.usefixtures("full_fp32")
 def test_fp32_synthesis_on_the_gpu_is_that_of_the_cpu(digits, tiny_teacher, tiny_setting, cpu):
     stage, images = (setting := tiny_setting(synthesis={"iterations": 10})).synthesis, setting.images
-    chosen = data.draw_real(digits.train, 10, 1, seed=0)[0]
+    chosen = initialise.draw_real(digits.train, 10, 1, seed=0)[0]
     initial = augment.normalise(augment.to_unit_range(digits.train.pictures(chosen)), images.mean, images.std)
     views = augment.draw_views(10, 16, stage.roll, True, 0)
     results = []
@@ -101,7 +101,7 @@ def test_fast_and_plain_synthesis_agree_on_the_gpu(tiny_setting):
 @pytest.mark.usefixtures("full_fp32")
 def test_batches_side_by_side_on_the_gpu_end_as_they_do_one_after_the_other(digits, tiny_teacher, tiny_setting, cpu):
     setting = tiny_setting(ipc=3, synthesis={"iterations": 10})
-    drawn = data.draw_real(digits.train, 10, 3, seed=0)
+    drawn = initialise.draw_real(digits.train, 10, 3, seed=0)
     teacher_there = models.on_device(models.frozen_copy(tiny_teacher.network), CUDA)
     together = list(synthesize.prepare(setting, digits, teacher_there, CUDA, drawn, range(3), skip=0))
     apart = list(synthesize.prepare(setting, digits, teacher_there, CUDA, drawn, range(3), skip=0))
@@ -116,7 +116,7 @@ def test_batches_side_by_side_on_the_gpu_end_as_they_do_one_after_the_other(digi
 def test_training_by_a_graph_is_training_step_by_step(optimizer, digits, tiny_setting, monkeypatch):
     """Two epochs with a smaller last batch: graphs, and the same function called as it is."""
     stage = tiny_setting(teacher={"optimizer": optimizer, "learning_rate": 0.01, "epochs": 2}).teacher
-    split = data.Resident(digits.train.images_uint8, digits.train.labels, CUDA)
+    split = batches.Resident(digits.train.images_uint8, digits.train.labels, CUDA)
     losses = []
     for warm_up in (models.Graphed.WARM_UP, 10**9):
         monkeypatch.setattr(models.Graphed, "WARM_UP", warm_up)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dwa_core import data, settings
+from dwa_core import batches, data, initialise, settings
 from dwa_core.augment import normalise, to_unit_range
 
 REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -329,27 +329,10 @@ def test_fingerprint_of_streamed_parquet_tells_other_images_apart(local, cpu, mo
 # ------------------------------------------------------------------------------------- what is drawn
 
 
-def test_drawn_images_are_of_their_class_and_never_repeat(digits):
-    drawn = data.draw_real(digits.train, 10, 20, seed=0)
-    assert drawn.shape == (20, 10)
-    assert drawn.unique().numel() == 200
-    assert torch.equal(digits.train.labels[drawn], torch.arange(10).expand(20, 10))
-
-
-def test_drawn_images_depend_on_the_seed_and_larger_draws_begin_with_smaller(digits):
-    drawn = data.draw_real(digits.train, 10, 20, seed=0)
-    assert torch.equal(data.draw_real(digits.train, 10, 5, seed=0), drawn[:5])
-    assert not torch.equal(data.draw_real(digits.train, 10, 20, seed=1), drawn)
-    # The members of a class stand in the same order in every class, so equal picks would show here.
-    members = [(digits.train.labels == label).nonzero()[:, 0].tolist() for label in range(10)]
-    ranks = {tuple(members[label].index(i) for i in drawn[:, label].tolist()) for label in range(10)}
-    assert len(ranks) == 10
-
-
 @pytest.mark.parametrize("side", [8, 72])
 def test_more_images_than_a_class_has_are_refused(side, local, cpu, refused):
     train = data.load("own", image_settings(side), cpu, ipc=3).train
-    assert data.draw_real(train, 2, 3, seed=0).sort(dim=0).values.tolist() == [[0, 1], [2, 3], [4, 5]]
+    assert initialise.draw_real(train, 2, 3, seed=0).sort(dim=0).values.tolist() == [[0, 1], [2, 3], [4, 5]]
     with refused("ipc", "4", "'a'", "3 training images"):
         data.load("own", image_settings(side), cpu, ipc=4)
 
@@ -369,10 +352,10 @@ def training(batch_size: int, crop: str, padding: int = 2) -> settings.Training:
     )
 
 
-def numbered_images(count: int, cpu) -> data.Resident:
+def numbered_images(count: int, cpu) -> batches.Resident:
     """Image i is all i, so that no crop or flip hides which one it is; its label is i too."""
     numbers = torch.arange(count)
-    return data.Resident(numbers.to(torch.uint8)[:, None, None, None].repeat(1, 8, 8, 3), numbers, cpu)
+    return batches.Resident(numbers.to(torch.uint8)[:, None, None, None].repeat(1, 8, 8, 3), numbers, cpu)
 
 
 @pytest.mark.parametrize(("crop", "padding"), [("padded", 0), ("resized", 2)])
@@ -412,7 +395,7 @@ def streamed(tmp_path, monkeypatch, cpu):
     """17 training and 3 test images of 96x80 px at a side of 72 px, above the limit of what is kept decoded."""
     monkeypatch.setenv("DWA_DATA", str(tmp_path))
     # One worker: starting processes is all that takes time here.
-    monkeypatch.setattr(data.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(batches.os, "cpu_count", lambda: 1)
     train, test = random_pictures(17, 96)[:, :, :80], random_pictures(3, 96, seed=1)[:, :, :80]
     write_parquet(tmp_path / "own" / "train-00000-of-00001.parquet", train, [0] * 9 + [1] * 8, ["a", "b"])
     write_parquet(tmp_path / "own" / "test-00000-of-00001.parquet", test, [1, 0, 1], ["a", "b"])
@@ -456,7 +439,7 @@ def test_streamed_pictures_are_resized_regardless_of_aspect(streamed):
     pictures = found.train.pictures(torch.tensor([4, 2]))
     expected = [Image.fromarray(train[index]).resize((72, 72), Image.Resampling.BILINEAR) for index in (4, 2)]
     assert torch.equal(pictures, torch.from_numpy(np.stack([np.asarray(image) for image in expected])))
-    assert data.draw_real(found.train, 2, 8, seed=0).unique().numel() == 16
+    assert initialise.draw_real(found.train, 2, 8, seed=0).unique().numel() == 16
 
 
 def test_streamed_images_stay_in_their_files(streamed, own_root):
@@ -505,13 +488,13 @@ def test_images_go_where_half_of_the_free_memory_holds_them(kind, size, place, m
 
 def test_set_larger_than_memory_streams_whatever_its_side_and_says_so(local, cpu, monkeypatch):
     kept = data.load("own", image_settings(8), cpu)
-    assert isinstance(kept.train, data.Resident)
+    assert isinstance(kept.train, batches.Resident)
     assert kept.place == "0.0 MB decoded at 8 px, on cpu"
     memory = data.psutil.virtual_memory()._replace(available=100)
     monkeypatch.setattr(data.psutil, "virtual_memory", lambda: memory)
     found = data.load("own", image_settings(8), cpu)
     assert found.place.endswith("left in their files")
-    assert isinstance(found.train, data.Streamed)
+    assert isinstance(found.train, batches.Streamed)
     assert torch.equal(found.train.pictures(torch.arange(6)), kept.train.images_uint8)
     assert found.fingerprint != kept.fingerprint
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dwa_core import data, distilled, synthesize
+from dwa_core import distilled, initialise, synthesize
 
 
 @pytest.mark.parametrize("storage", ["png", "jpeg"])
@@ -25,7 +25,7 @@ def test_stored_set_opens_with_load_dataset(storage, digits, tiny_teacher, tiny_
     assert {picture.format for picture in pictures} == {storage.upper()}
     seen = torch.from_numpy(np.stack([np.asarray(picture.convert("RGB")) for picture in pictures]))
     assert torch.equal(seen, found.images_uint8)
-    drawn = digits.train.images_uint8[data.draw_real(digits.train, 10, 2, seed=0).flatten()]
+    drawn = digits.train.images_uint8[initialise.draw_real(digits.train, 10, 2, seed=0).flatten()]
     assert torch.equal(seen, drawn) == (storage == "png")
     assert (seen.float() - drawn.float()).abs().mean() < 20
 

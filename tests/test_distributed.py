@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from dwa_core import data, settings, store, teacher
+from dwa_core import batches, data, settings, store, teacher
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -46,7 +46,7 @@ def test_two_processes_train_one_teacher_that_runs_then_find(side, tiny_setting,
 
 @pytest.mark.parametrize("side", [16, 72])
 def test_shares_of_the_processes_are_the_batches_of_one(side, tiny_setting, monkeypatch, cpu):
-    monkeypatch.setattr(data.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(batches.os, "cpu_count", lambda: 1)
     setting = tiny_setting(images={"side": side}, teacher={"batch_size": 500})
     split = data.load("digits", setting.images, cpu).train
 

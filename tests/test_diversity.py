@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from dwa_core import data, diversity, models
+from dwa_core import batches, data, diversity, initialise, models
 
 PLAIN = {"mean": [0.0] * 3, "std": [1.0] * 3}
 
 
-def split_of(values: list[int], labels: list[int], cpu) -> data.Resident:
+def split_of(values: list[int], labels: list[int], cpu) -> batches.Resident:
     """Images of 16 px each of which is one grey all over."""
     pictures = torch.tensor(values, dtype=torch.uint8)[:, None, None, None].repeat(1, 16, 16, 3)
-    return data.Resident(pictures, torch.tensor(labels), cpu)
+    return batches.Resident(pictures, torch.tensor(labels), cpu)
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def test_features_of_a_resnet_are_what_its_last_convolution_gives(digits, cpu):
     network = models.build("resnet18", 10, "small", 16, seed=0).eval()
     outputs = []
     hook = network.layer4[1].conv2.register_forward_hook(lambda _layer, _inputs, output: outputs.append(output))
-    some = data.Resident(digits.test.images_uint8[:3], digits.test.labels[:3], cpu)
+    some = batches.Resident(digits.test.images_uint8[:3], digits.test.labels[:3], cpu)
     features, _ = diversity.features_and_logits(network, some, **PLAIN, device=cpu)
     hook.remove()
     torch.testing.assert_close(features, outputs[0].mean((2, 3)))
@@ -104,7 +104,7 @@ def test_features_of_a_resnet_are_what_its_last_convolution_gives(digits, cpu):
 def test_every_network_has_features(name, stem, side, cpu):
     network = models.build(name, 3, stem, side, seed=0).eval()
     pictures = torch.randint(0, 256, (2, side, side, 3), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-    split = data.Resident(pictures, torch.tensor([0, 1]), cpu)
+    split = batches.Resident(pictures, torch.tensor([0, 1]), cpu)
     features, logits = diversity.features_and_logits(network, split, **PLAIN, device=cpu)
     assert features.ndim == 2
     assert logits.shape == (2, 3)
@@ -115,7 +115,7 @@ def test_every_network_has_features(name, stem, side, cpu):
 # --------------------------------------------------------------------------------------------- records
 
 
-def image_data(test: data.Resident, cpu) -> data.ImageData:
+def image_data(test: batches.Resident, cpu) -> data.ImageData:
     return data.ImageData("own", ["a", "b"], split_of([0, 0], [0, 1], cpu), test, "0")
 
 
@@ -159,14 +159,14 @@ def test_real_images_are_bounded_class_by_class(brightness, plain_setting, cpu, 
 
 
 def test_streamed_images_are_measured_too(tiny_setting, cpu, monkeypatch):
-    monkeypatch.setattr(data.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(batches.os, "cpu_count", lambda: 1)
     setting = tiny_setting(images={"side": 72}, stem="torchvision", ipc=2)
     real = data.load("digits", setting.images, cpu)
-    assert isinstance(real.test, data.Streamed)
+    assert isinstance(real.test, batches.Streamed)
     monkeypatch.setattr(diversity, "MOST_REAL_IMAGES", 60)
     network = models.build("convnet-8", 10, "torchvision", 72, seed=0).eval()
-    drawn = data.draw_real(real.train, 10, 2, seed=0).flatten()
-    distilled = data.Resident(real.train.pictures(drawn), real.train.labels[drawn], cpu)
+    drawn = initialise.draw_real(real.train, 10, 2, seed=0).flatten()
+    distilled = batches.Resident(real.train.pictures(drawn), real.train.labels[drawn], cpu)
     found = diversity.measure(setting, real, network, distilled, cpu)
     assert found["real_images"] == 60
     assert 0.3 < found["feature_distance"] < 3

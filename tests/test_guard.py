@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dwa_core import guard, models, relabel, report, stop, store, synthesize, teacher
-from dwa_core.data import Resident
+from dwa_core.batches import Resident
 
 
 @pytest.fixture

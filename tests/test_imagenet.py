@@ -9,7 +9,7 @@ import torch
 import torchvision
 from PIL import Image
 
-from dwa_core import data, plan, relabel, settings, synthesize, teacher
+from dwa_core import batches, data, initialise, plan, relabel, settings, synthesize, teacher
 from dwa_core.distilled import DistilledSet
 
 SHARED = Path(os.environ.get("DWA_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
@@ -52,7 +52,7 @@ def image_folder(tmp_path, monkeypatch):
                 Image.fromarray(picture).save(folder / f"{name}_{index}.JPEG")
     monkeypatch.setenv("DWA_DATA", str(tmp_path))
     # One worker: starting processes is all that takes time here.
-    monkeypatch.setattr(data.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(batches.os, "cpu_count", lambda: 1)
 
 
 class Weights:
@@ -83,7 +83,7 @@ def published_weights(monkeypatch):
 def test_recipe_runs_from_an_image_folder_with_published_weights(image_folder, published_weights, cpu):
     setting = small()
     real, trained, distilled, record = run(setting, cpu)
-    assert isinstance(real.train, data.Streamed)
+    assert isinstance(real.train, batches.Streamed)
     assert (real.classes, len(real.train), len(real.test)) == (CLASSES, 12, 8)
     # The teacher is what was published, tested on the validation part, and no epoch was trained.
     assert set(published_weights) == {"resnet18"}
@@ -95,7 +95,7 @@ def test_recipe_runs_from_an_image_folder_with_published_weights(image_folder, p
     # Two images of each of four classes, made in batches of three classes and one.
     assert distilled.images_uint8.shape == (8, 224, 224, 3)
     assert distilled.labels.tolist() == [0, 1, 2, 3] * 2
-    chosen = data.draw_real(real.train, 4, 2, seed=0).flatten()
+    chosen = initialise.draw_real(real.train, 4, 2, seed=0).flatten()
     changed = (distilled.images_uint8.float() - real.train.pictures(chosen).float()).abs().mean((1, 2, 3))
     assert (changed > 1).all(), "every image was optimised, those of the last and smaller batch too"
     assert record["data"]["test_images"] == 8
@@ -132,7 +132,7 @@ def test_recipe_runs_on_twenty_classes_of_tiny_imagenet(monkeypatch, cpu):
     if not (SHARED / "tiny-imagenet-20").is_dir():
         pytest.skip(f"there is no {SHARED / 'tiny-imagenet-20'}; DWA_DATA can name the folder above it")
     monkeypatch.setenv("DWA_DATA", str(SHARED))
-    monkeypatch.setattr(data.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(batches.os, "cpu_count", lambda: 1)
     setting = small(
         dataset="tiny-imagenet-20",
         network="convnet-8",
@@ -142,7 +142,7 @@ def test_recipe_runs_on_twenty_classes_of_tiny_imagenet(monkeypatch, cpu):
         synthesis={"classes_per_batch": 8, "roll": [0, 9]},
     )
     real, trained, distilled, record = run(setting, cpu)
-    assert isinstance(real.train, data.Streamed)
+    assert isinstance(real.train, batches.Streamed)
     assert (len(real.classes), len(real.train), len(real.test)) == (20, 10_000, 1_000)
     assert trained.record["accuracy"]["top1"] > 10, "twice what guessing gets"
     assert distilled.images_uint8.shape == (20, 72, 72, 3)

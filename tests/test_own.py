@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from dwa_core import data, distilled, models, own, relabel, settings, store, synthesize, teacher
+from dwa_core import data, distilled, models, own, relabel, settings, sources, store, synthesize, teacher
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -56,7 +56,7 @@ def test_class_too_small_for_both_parts_is_refused(pictures, cpu, tiny_setting, 
 def test_recipe_follows_the_size_and_colours_are_measured(pictures):
     found = own.settings_for("own", "convnet-8", 3)
     assert (found["preset"], found["images"]["side"]) == ("cifar10", 32)
-    train = data.open_folder("own", pictures, 32)[0]["train"]
+    train = sources.open_folder("own", pictures, 32)[0]["train"]
     pixels = np.stack([np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR)) for image in train["image"]])
     assert found["images"]["mean"] == pytest.approx(pixels.reshape(-1, 3).mean(0) / 255, abs=1e-4)
     assert found["images"]["std"] == pytest.approx(pixels.reshape(-1, 3).std(0) / 255, abs=1e-4)

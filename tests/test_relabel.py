@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from dwa_core import models, relabel, settings, store, synthesize, teacher
-from dwa_core.data import Resident
+from dwa_core.batches import Resident
 
 
 @pytest.fixture(scope="session")

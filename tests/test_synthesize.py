@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from dwa_core import augment, data, models, settings, store, synthesize
+from dwa_core import augment, initialise, models, settings, store, synthesize
 
 # ------------------------------------------------------------------------------------- BatchNorm statistics
 
@@ -258,7 +258,7 @@ def test_each_method_starts_from_its_images_and_weights(
     monkeypatch.setattr(synthesize, "ImageOptimisation", spy)
     made(ipc=2, **differences)
     assert len(calls) == 2
-    drawn = data.draw_real(digits.train, 10, 2, setting.synthesis.seed)
+    drawn = initialise.draw_real(digits.train, 10, 2, setting.synthesis.seed)
     std = setting.images.std_after_teacher or setting.images.std
     for index, (images, labels, length) in enumerate(calls):
         assert torch.equal(labels, torch.arange(10))
@@ -316,7 +316,7 @@ def test_interrupted_synthesis_goes_on_to_the_same_bits(
 
 def test_batches_side_by_side_end_as_they_do_one_after_the_other(digits, tiny_teacher, tiny_setting, cpu):
     setting = tiny_setting(ipc=2, synthesis={"classes_per_batch": 5})
-    drawn = data.draw_real(digits.train, 10, 2, seed=0)
+    drawn = initialise.draw_real(digits.train, 10, 2, seed=0)
 
     def prepared():
         return list(synthesize.prepare(setting, digits, tiny_teacher.network, cpu, drawn, range(2), skip=0))
@@ -343,7 +343,7 @@ def test_images_are_made_without_the_test_part(digits, tiny_teacher, tiny_settin
 def test_random_real_is_where_dwa_would_start(digits, tiny_teacher, tiny_setting, cpu):
     setting = tiny_setting(method="random-real", ipc=3, synthesis={"seed": 5})
     found = synthesize.synthesize_or_load(setting, digits, tiny_teacher, cpu)
-    drawn = data.draw_real(digits.train, 10, 3, seed=5).flatten()
+    drawn = initialise.draw_real(digits.train, 10, 3, seed=5).flatten()
     assert torch.equal(found.images_uint8, digits.train.images_uint8[drawn])
     assert torch.equal(found.labels, digits.train.labels[drawn])
     training_images = {image.numpy().tobytes() for image in digits.train.images_uint8}
@@ -376,22 +376,3 @@ def test_another_setting_is_another_set(differences, digits, tiny_teacher, tiny_
     other = synthesize.synthesize_or_load(tiny_setting(**differences), digits, tiny_teacher, cpu)
     assert other.artifact != first.artifact
     assert not torch.equal(other.images_uint8, first.images_uint8)
-
-
-def test_herded_images_are_chosen_one_by_one_to_keep_their_mean_at_that_of_the_class():
-    # Unit vectors of class 0: mean direction between 0 and 90 degrees. The first is the one at 45, and then the two
-    # ends together come nearer to the mean than either with it again.
-    angles = torch.tensor([0.0, 90.0, 45.0, 80.0, 180.0]).deg2rad()
-    features = torch.stack([angles.cos(), angles.sin()], dim=1) * torch.tensor([[1.0], [5.0], [2.0], [3.0], [1.0]])
-    labels = torch.tensor([0, 0, 0, 0, 1])
-    chosen = synthesize.herded(features, labels, 1, 3)
-    unit = torch.nn.functional.normalize(features[:4], dim=1)
-    best = min(range(4), key=lambda i: float((unit[i] - unit.mean(0)).norm()))
-    assert chosen[0].tolist() == [best]
-    rest = [i for i in range(4) if i != best]
-    second = min(rest, key=lambda i: float(((unit[best] + unit[i]) / 2 - unit.mean(0)).norm()))
-    assert chosen[1].tolist() == [second]
-    assert len(set(chosen[:, 0].tolist())) == 3, "without repetition"
-    assert synthesize.herded(features, labels, 1, 2).tolist() == chosen[:2].tolist()
-    both = synthesize.herded(features, labels, 2, 1)
-    assert both.tolist() == [[best, 4]]

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
 from dwa_core import models, settings, store, teacher
-from dwa_core.data import Resident
+from dwa_core.batches import Resident
 
 
 def training(**differences) -> settings.Training:

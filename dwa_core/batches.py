@@ -1,0 +1,171 @@
+"""Batches of real or distilled images: from bytes in memory, augmented on the device, or from files through workers."""
+
+import os
+from collections.abc import Iterator
+
+import datasets
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+from torchvision.transforms import v2
+
+from dwa_core import augment
+from dwa_core.settings import InputError, Training
+
+TEST_BATCH = 1000
+STREAMED_TEST_BATCH = 256
+
+
+class Resident:
+    """Images kept as bytes (N, H, W, 3) on the device, or where `place` says, and their labels (N,) on the device."""
+
+    def __init__(
+        self, images_uint8: torch.Tensor, labels: torch.Tensor, device: torch.device, place: torch.device | None = None
+    ):
+        self.images_uint8, self.labels, self.device = images_uint8.to(place or device), labels.to(device), device
+        self.share = (0, 1)  # of each training batch: this process's number, and how many share it
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def pictures(self, indices: torch.Tensor) -> torch.Tensor:
+        """The images of `indices` as bytes."""
+        return self.images_uint8[indices.to(self.images_uint8.device)].to(self.device)
+
+    def relabelled(self, labels: torch.Tensor) -> "Resident":
+        """The images with `labels` (N,) instead of their own, without those whose label is negative."""
+        labels, place = labels.to(self.device), self.images_uint8.device
+        kept = labels >= 0
+        return Resident(self.images_uint8[kept.to(place)], labels[kept], self.device, place)
+
+    def train_batches(self, stage: Training, mean, std, *key: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """One epoch, shuffled: augmented, normalised images (B, 3, H, W) and labels; it depends on `key` alone."""
+        random = augment.device_random(self.device, *key)
+        order = torch.randperm(len(self), generator=random, device=self.device)
+        for chosen in order.split(stage.batch_size):
+            if len(chosen) == 1 < len(order):
+                continue  # BatchNorm cannot train on one image
+            pixels = self.pictures(chosen)
+            if stage.crop == "padded":
+                images = augment.to_unit_range(augment.padded_crop_and_flip(pixels, stage.crop_padding, random))
+            else:
+                images = augment.resized_crop_and_flip(augment.to_unit_range(pixels), random)
+            rank, processes = self.share
+            if processes == 1:
+                yield augment.normalise(images, mean, std), self.labels[chosen]
+            elif len(chosen) > processes:  # no process may be left without any
+                yield augment.normalise(images[rank::processes], mean, std), self.labels[chosen[rank::processes]]
+
+    def test_batches(self, mean, std) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Every image once, in order, normalised."""
+        batches = zip(self.images_uint8.split(TEST_BATCH), self.labels.split(TEST_BATCH), strict=True)
+        for pixels, labels in batches:
+            yield augment.normalise(augment.to_unit_range(pixels.to(self.device)), mean, std), labels
+
+
+class Streamed:
+    """Images left in their files, decoded, cropped and batched by DataLoader workers; batches come as CPU tensors.
+
+    Each image's crop and flip depend on the epoch's key and on the image, not on the worker that draws them.
+    """
+
+    def __init__(self, dataset: datasets.Dataset, side: int):
+        self.dataset, self.side = dataset, side
+        self.labels = torch.tensor(dataset["label"][:])
+        self.workers = min(16, os.cpu_count() or 1)
+        self.share = (0, 1)  # of each training batch: this process's number, and how many share it
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def pictures(self, indices: torch.Tensor) -> torch.Tensor:
+        """The images of `indices` as bytes, resized to the side regardless of aspect.
+
+        Raises:
+            InputError: one of them cannot be read.
+        """
+        chosen = []
+        for index in indices.tolist():
+            try:
+                chosen.append(np.asarray(squared(self.dataset[index]["image"], self.side)))
+            except (OSError, SyntaxError, ValueError) as error:
+                raise InputError(f"dataset: training image number {index} cannot be read; {error}") from None
+        return torch.from_numpy(np.stack(chosen))
+
+    def relabelled(self, labels: torch.Tensor) -> "Streamed":
+        """As Resident.relabelled; the files stay as they are."""
+        dataset = self.dataset.remove_columns("label").add_column("label", labels.numpy())
+        return Streamed(dataset.select((labels >= 0).nonzero()[:, 0].numpy()), self.side)
+
+    def train_batches(self, stage: Training, mean, std, *key: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """As Resident.train_batches, with a crop resized as PIL does."""
+        if stage.crop == "padded":
+            crop = [v2.Resize((self.side, self.side)), v2.RandomCrop(self.side, padding=stage.crop_padding)]
+        else:
+            crop = [v2.RandomResizedCrop(self.side, augment.CROP_SCALE, augment.CROP_RATIO)]
+        return self.batches([*crop, v2.RandomHorizontalFlip()], mean, std, stage.batch_size, key)
+
+    def test_batches(self, mean, std) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Every image once: resized so that the short side is 256/224 of the side, then cropped at the centre."""
+        crop = [v2.Resize(round(self.side * 256 / 224)), v2.CenterCrop(self.side)]
+        return self.batches(crop, mean, std, STREAMED_TEST_BATCH, None)
+
+    def batches(self, crop: list, mean, std, batch_size: int, key: tuple[int, ...] | None):
+        """Normalised batches (B, 3, side, side) on the CPU, each image through `crop`; shuffled if there is a `key`."""
+        order = torch.arange(len(self))
+        if key is not None:
+            order = torch.randperm(len(self), generator=augment.device_random(torch.device("cpu"), *key))
+        chosen = order.split(batch_size)
+        if key is not None:
+            rank, processes = self.share
+            # BatchNorm cannot train on one image, and no process may be left without any.
+            chosen = [batch[rank::processes] for batch in chosen if len(batch) > processes or len(self) == 1]
+        loader = DataLoader(
+            Cropped(self.dataset, v2.Compose([as_rgb, *crop, v2.PILToTensor()]), key),
+            batch_sampler=[batch.tolist() for batch in chosen],
+            num_workers=self.workers,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # else it draws from the global one
+        )
+        for images, labels in readable(loader):
+            images = images.float().div_(255).contiguous(memory_format=torch.channels_last)
+            yield augment.normalise(images, mean, std), labels
+
+
+class Cropped(torch.utils.data.Dataset):
+    """What a worker makes of an image: bytes (3, side, side) and the label, drawn by `key` and the image's number."""
+
+    def __init__(self, dataset: datasets.Dataset, transform, key: tuple[int, ...] | None):
+        self.dataset, self.transform, self.key = dataset, transform, key
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        row = self.dataset[index]
+        with torch.random.fork_rng(devices=[]):  # torchvision's transforms draw from the global generator
+            torch.manual_seed(augment.key_to_seed(*(self.key or ()), index))
+            return self.transform(row["image"]), row["label"]
+
+
+def readable(loader: DataLoader) -> Iterator[list[torch.Tensor]]:
+    """The batches of `loader`, with a worker's traceback over an image that cannot be read put into one line."""
+    try:
+        yield from loader
+    except (OSError, SyntaxError, ValueError) as error:  # what PIL raises
+        last = str(error).strip().splitlines()[-1]
+        raise InputError(f"dataset: an image cannot be read; {last}") from None
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """RGB with 8 bits per channel, the 16 bits of a grey image scaled down; transparency is left out."""
+    if image.mode.startswith("I"):  # Pillow's own conversion cuts off at 255
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
+    return image.convert("RGB")
+
+
+def squared(image: Image.Image, side: int) -> Image.Image:
+    """RGB at side x side, regardless of aspect."""
+    image = as_rgb(image)
+    return image if image.size == (side, side) else image.resize((side, side), Image.Resampling.BILINEAR)

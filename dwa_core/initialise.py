@@ -1,0 +1,62 @@
+"""The images that synthesis starts from: real ones drawn at random or chosen by herding, or none."""
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from dwa_core import augment, diversity
+from dwa_core.batches import Resident, Streamed
+from dwa_core.data import ImageData
+from dwa_core.settings import Setting
+
+
+def initial_images(setting: Setting, data: ImageData, teacher: nn.Module, device: torch.device) -> torch.Tensor | None:
+    """Indices (ipc, classes) of the training images that the synthesis starts from; None where it starts from noise."""
+    stage, images = setting.synthesis, setting.images
+    if stage.initial == "noise":
+        return None
+    if stage.initial == "real":
+        return draw_real(data.train, len(data.classes), setting.ipc, stage.seed)
+    features, _ = diversity.features_and_logits(teacher, data.train, images.mean, images.std, device)
+    return herded(features, data.train.labels.cpu(), len(data.classes), setting.ipc)
+
+
+def draw_real(split: Resident | Streamed, classes: int, ipc: int, seed: int) -> torch.Tensor:
+    """Indices (ipc, classes) of training images drawn without repetition, class by class in each row.
+
+    A larger ipc begins with the images of a smaller one. No class may have fewer than `ipc` images.
+    """
+    labels = split.labels.cpu().numpy()
+    columns = []
+    for label in range(classes):
+        members = np.flatnonzero(labels == label)
+        columns.append(augment.host_random(augment.INITIAL_IMAGES, seed, label).permutation(members)[:ipc])
+    return torch.from_numpy(np.stack(columns, axis=1))
+
+
+def herded(features: torch.Tensor, labels: torch.Tensor, classes: int, ipc: int) -> torch.Tensor:
+    """Indices (ipc, classes): per class the images whose mean feature stays nearest to that of the whole class.
+
+    Herding (Welling, "Herding Dynamical Weights to Learn", ICML 2009), as iCaRL (Rebuffi et al., CVPR 2017) chooses its
+    exemplars: one after the other, without repetition, so that a larger ipc begins with the images of a smaller one.
+
+    Args:
+        features: (N, channels).
+        labels: (N,) class indices.
+    """
+    features = F.normalize(features.double(), dim=1)
+    columns = []
+    for label in range(classes):
+        members = (labels == label).nonzero()[:, 0]
+        of_class = features[members]
+        mean, total, taken = of_class.mean(0), torch.zeros_like(of_class[0]), []
+        for count in range(1, ipc + 1):
+            distances = ((total + of_class) / count - mean).norm(dim=1)
+            distances[taken] = math.inf
+            taken.append(int(distances.argmin()))
+            total += of_class[taken[-1]]
+        columns.append(members[taken])
+    return torch.stack(columns, dim=1)
