@@ -20,18 +20,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dwa_core import augment, data, diversity, relabel, store
-from dwa_core.augment import CLASS_ORDER
+from dwa_core import data, diversity, relabel, store
 from dwa_core.batches import Resident
 from dwa_core.data import ImageData
 from dwa_core.distilled import DistilledSet
 from dwa_core.settings import InputError, Setting
 from dwa_core.teacher import Teacher
-
-
-def class_order(classes: int, seed: int) -> list[int]:
-    """The labels 0 to `classes` - 1 in the order in which they are learned."""
-    return augment.host_random(CLASS_ORDER, seed).permutation(classes).tolist()
 
 
 def split_into_tasks(setting: Setting, whole: ImageData) -> list[ImageData]:
@@ -49,13 +43,7 @@ def split_into_tasks(setting: Setting, whole: ImageData) -> list[ImageData]:
             f"tasks: {tasks} is not allowed; the {classes} classes of {whole.name} can be cut into "
             f"{', '.join(map(str, allowed))}"
         )
-    return [data.of_classes(whole, labels) for labels in classes_of_tasks(setting, classes)]
-
-
-def classes_of_tasks(setting: Setting, classes: int) -> list[list[int]]:
-    """The labels of each task; `setting.tasks` divides the number of `classes`."""
-    order, size = class_order(classes, setting.teacher.seed), classes // setting.tasks
-    return [order[start : start + size] for start in range(0, classes, size)]
+    return [data.of_classes(whole, labels) for labels in data.classes_of_tasks(setting, classes)]
 
 
 def soft_labels(
@@ -124,7 +112,7 @@ def after_task(
 ) -> tuple[dict, store.Checkpoint]:
     """Trains the student of the last of `parts`; returns its entry of the record and its checkpoint."""
     stage, size, tasks = setting.relabel, len(parts[0].classes), len(parts)
-    seen = data.of_classes(whole, class_order(len(whole.classes), setting.teacher.seed)[: tasks * size])
+    seen = data.of_classes(whole, data.class_order(len(whole.classes), setting.teacher.seed)[: tasks * size])
     training = Resident(
         torch.cat([made.images_uint8 for made in distilled]),
         torch.cat([made.labels + task * size for task, made in enumerate(distilled)]),

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from dwa_core import augment, sources, store
 from dwa_core.batches import Resident, Streamed, squared
-from dwa_core.settings import Images, InputError
+from dwa_core.settings import Images, InputError, Setting
 from dwa_core.sources import RESIDENT_SIDE
 
 MEMORY_SHARE = 0.5  # of what is free, that decoded images may take
@@ -173,3 +173,14 @@ def of_classes(data: ImageData, classes: list[int]) -> ImageData:
 def fingerprint_of_classes(whole: str, classes: list[int]) -> str:
     """The fingerprint of the part that `classes` are of the data whose fingerprint is `whole`."""
     return store.digest(whole, classes)
+
+
+def class_order(classes: int, seed: int) -> list[int]:
+    """The labels 0 to `classes` - 1 in the order in which class-incremental learning takes them."""
+    return augment.host_random(augment.CLASS_ORDER, seed).permutation(classes).tolist()
+
+
+def classes_of_tasks(setting: Setting, classes: int) -> list[list[int]]:
+    """The labels of each task; `setting.tasks` divides the number of `classes`."""
+    order, size = class_order(classes, setting.teacher.seed), classes // setting.tasks
+    return [order[start : start + size] for start in range(0, classes, size)]

@@ -8,6 +8,7 @@ import yaml
 
 from dwa_core import data, models, sources
 from dwa_core.presets import merged
+from dwa_core.records import find_record
 from dwa_core.settings import InputError, read, resolve, root, shown
 
 MEASURED = 2000  # images that the sizes and the colours are taken from
@@ -64,7 +65,7 @@ def write_settings(parameters: dict) -> Path:
         key = next((key for key in asked if there[key] != asked[key]), None)
         if key is not None:
             raise InputError(f"{path}: {key} is {shown(there[key])} there and {shown(asked[key])} here; {otherwise}")
-    if (record := setting.read_record()) is not None:
+    if (record := find_record(setting)) is not None:
         found = data.load(setting.dataset, setting.images, models.choose_device(setting.device))
         if found.fingerprint != record["data"]["fingerprint"]:
             there, here = record["data"]["fingerprint"][:10], found.fingerprint[:10]

@@ -17,6 +17,7 @@ import torch
 
 from dwa_core import distilled, models, report, settings, store, teacher
 from dwa_core.data import place_for, told_place
+from dwa_core.records import read_record
 from dwa_core.settings import InputError, Setting, Training
 
 CLASSES_IN_FULL = {"cifar10": 10, "cifar100": 100, "tiny-imagenet": 200, "imagenet-1k": 1000}
@@ -37,7 +38,7 @@ def recorded() -> list[dict]:
     records = []
     for path in sorted((settings.root() / "results").glob("*/*-seed*.json")):
         try:
-            record = store.read_record(path)
+            record = read_record(path)
             as_setting(record["setting"])
             good = all(field in record["data"] for field in Size._fields)
             good = good and all(isinstance(record["seconds"][stage], int | float) for stage in STAGES)

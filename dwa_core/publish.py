@@ -10,6 +10,7 @@ import shutil
 import sys
 
 from dwa_core import store
+from dwa_core.records import read_record
 from dwa_core.settings import InputError, check_profile, root
 
 LIMIT_MB = 25  # of one artifact
@@ -29,7 +30,7 @@ def publish(profile: str) -> None:
     wanted = {}
     for path in sorted((root() / "results" / profile).glob("*-seed*.json")):
         try:
-            record = store.read_record(path)
+            record = read_record(path)
         except InputError as error:
             print(error)
             continue

@@ -11,6 +11,7 @@ from dwa_core.augment import STUDENT
 from dwa_core.batches import Resident
 from dwa_core.data import ImageData
 from dwa_core.distilled import DistilledSet
+from dwa_core.records import find_record
 from dwa_core.settings import RelabelStage, Setting
 from dwa_core.teacher import Teacher, fit, memory_for
 
@@ -71,9 +72,9 @@ def evaluate(
     The student sees the distilled images alone; `data.test` is used for testing and for measuring diversity only. Of
     runs of the same setting side by side, one trains it.
     """
-    before = setting.read_record()
+    before = find_record(setting)
     with store.lock("students", f"{setting.profile}-{setting.name}-seed{setting.seed}"):
-        if before is None and (record := setting.read_record()) is not None:
+        if before is None and (record := find_record(setting)) is not None:
             return record
         return train_and_record(setting, data, teacher, distilled, device)
 

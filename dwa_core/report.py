@@ -12,6 +12,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from dwa_core import guard, presets, settings
+from dwa_core.records import find_record
 
 PUBLISHED = Path(__file__).parent / "published" / "published_results.csv"
 METHODS = {"random-real": "random real", "sre2l": "SRe2L", "dwa": "DWA", "external": "made elsewhere"}
@@ -49,7 +50,7 @@ def runs_of(profile: str, product: str | None = None) -> list[Run]:
         for seed in parameters.get("seeds", [0]):
             setting = settings.resolve({**parameters, "seed": seed})
             command = f"make results/{profile}/{setting.record_path().name}"
-            runs.append(Run(setting.recorded(), command, setting.read_record()))
+            runs.append(Run(setting.recorded(), command, find_record(setting)))
     return runs
 
 

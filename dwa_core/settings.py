@@ -7,7 +7,6 @@ holds every number of a run, or stops with one line that names the key, the valu
 import ast
 import copy
 import importlib.metadata
-import json
 import math
 import os
 import re
@@ -168,33 +167,6 @@ class Setting(Strict):
     def recorded(self) -> dict:
         """The setting as its record holds it: without what says how it is run and shown, not what it is."""
         return self.model_dump(exclude=NOT_RECORDED)
-
-    def read_record(self) -> dict | None:
-        """The record of this very setting, or None where there is none that can be used.
-
-        Its setting has the fields that came later than the record, at their defaults. Where the setting names a file or
-        folder of the user's own, the record is of what that holds now, or held last if it cannot be read.
-        """
-        try:
-            record = json.loads(self.record_path().read_text())
-            recorded = Setting.model_validate({**record["setting"], "seeds": self.seeds}).recorded()
-            usable = recorded == self.recorded() and not self.own_files_differ(record)
-        except (OSError, ValueError, KeyError, TypeError):  # none yet, damaged, or of an older form
-            return None
-        return {**record, "setting": recorded} if usable else None
-
-    def own_files_differ(self, record: dict) -> bool:
-        """Whether the user's own weights or distilled set are others than those that `record` stands on."""
-        if not self.teacher.own_weights() and self.method != "external":
-            return False
-        # Imported here because the runner reads settings too, and must not wait seconds for torch.
-        from dwa_core import verify
-
-        try:
-            called_for = verify.artifacts_called_for(self, record["data"])
-        except (InputError, OSError):  # they cannot be read
-            return False
-        return called_for != verify.artifacts_named(record)
 
 
 # ----------------------------------------------------------------------------------------------- checks

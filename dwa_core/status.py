@@ -14,6 +14,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from dwa_core import settings
+from dwa_core.records import find_record
 
 WIDTH = 100  # of a last line
 
@@ -45,7 +46,7 @@ def state_of(setting: settings.Setting) -> tuple[str, str]:
     if is_held(execution_lock(executed)):
         return "running", last_line(unfinished(executed))[0]
     line, error = last_line(executed)
-    if setting.read_record() is not None:
+    if find_record(setting) is not None:
         return "done", line
     if unfinished(executed).is_file():  # killed
         return "stopped", last_line(unfinished(executed))[0]

@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 
 from dwa_core import stop
 from dwa_core.models import device_name
-from dwa_core.settings import InputError, root
+from dwa_core.settings import root
 
 FORMAT_VERSION = 1
 CHECKPOINT_SECONDS = float(os.environ.get("DWA_CHECKPOINT_SECONDS", "60"))
@@ -339,34 +339,3 @@ def provenance(device: torch.device) -> dict:
         "tree_clean": status == "" if status is not None else None,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-
-
-RECORD_FIELDS = {
-    "setting": dict,
-    "accuracy": dict,
-    "data": dict,
-    "precision": str,
-    "device": str,
-    "versions": dict,
-}
-STUDENT_FIELDS = {"accuracy": dict, "curve": list, "teacher": dict, "distilled": dict}
-
-
-def read_record(path: Path) -> dict:
-    """A record: of one student, or of one per task in its list `tasks`.
-
-    Raises:
-        InputError: it is damaged, or of another form than today's.
-    """
-    try:
-        record = read_json(path)
-        good = all(isinstance(record[field], kind) for field, kind in RECORD_FIELDS.items())
-        good = good and isinstance(record["setting"]["method"], str)
-        for student in record.get("tasks", [record]):
-            good = good and all(isinstance(student[field], kind) for field, kind in STUDENT_FIELDS.items())
-            good = good and all(isinstance(student[part]["artifact"], str) for part in ("teacher", "distilled"))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        good = False
-    if not good:
-        raise InputError(f"{path}: the record is damaged or of another form; delete it, and make makes it again")
-    return record

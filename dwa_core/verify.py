@@ -4,7 +4,8 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
-from dwa_core import continual, data, distilled, settings, store, teacher
+from dwa_core import settings, store
+from dwa_core.records import artifacts_called_for, artifacts_named, read_record
 
 KINDS = ("teachers", "distilled", "data")  # of artifacts; what else lies beside them is none
 
@@ -28,7 +29,7 @@ def absent(profile: str) -> list[str]:
     named = defaultdict(set)
     for path in sorted((settings.root() / "results" / profile).glob("*-seed*.json")):
         try:
-            record = store.read_record(path)
+            record = read_record(path)
         except settings.InputError:  # `records` says so
             continue
         for student in record.get("tasks", [record]):
@@ -62,7 +63,7 @@ def record_problems(path: Path) -> list[str]:
     must be the ones it names. Where artifacts are at hand, their checksums must be the ones it holds. Its accuracies
     must be those of its curves.
     """
-    record = store.read_record(path)
+    record = read_record(path)
     setting = settings.Setting.model_validate({**record["setting"], "seeds": [record["setting"]["seed"]]})
     lines = [] if path == setting.record_path() else [f"its settings belong to {setting.record_path()}"]
     for called_for, named in zip(artifacts_called_for(setting, record["data"]), artifacts_named(record), strict=True):
@@ -71,32 +72,6 @@ def record_problems(path: Path) -> list[str]:
     for student in record.get("tasks", [record]):
         lines += student_problems(setting, student)
     return lines
-
-
-def artifacts_called_for(setting: settings.Setting, data_recorded: dict) -> list[str]:
-    """The names of the teacher and then the distilled set of each task that `setting` calls for.
-
-    Args:
-        data_recorded: what a record says of its data: fingerprint and number of classes.
-
-    Raises:
-        InputError: the user's own weights or distilled set cannot be read.
-    """
-    fingerprints = [data_recorded["fingerprint"]]
-    if setting.tasks > 1:
-        tasks = continual.classes_of_tasks(setting, data_recorded["classes"])
-        fingerprints = [data.fingerprint_of_classes(*fingerprints, labels) for labels in tasks]
-    names = []
-    for fingerprint in fingerprints:
-        trained, _ = teacher.describe(setting, fingerprint)
-        names += [trained, distilled.describe(setting, fingerprint, trained)[0]]
-    return names
-
-
-def artifacts_named(record: dict) -> list[str]:
-    """The names of the teacher and then the distilled set of each task that `record` stands on."""
-    students = record.get("tasks", [record])
-    return [student[part]["artifact"] for student in students for part in ("teacher", "distilled")]
 
 
 def student_problems(setting: settings.Setting, student: dict) -> list[str]:

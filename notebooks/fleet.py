@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 
 from dwa_core import settings, stop
+from dwa_core.records import find_record
 
 RUNNER = Path(__file__).with_name("run.py")
 # Ray starts a task again when its worker or machine is lost; checkpoints let it go on. What a notebook itself
@@ -95,7 +96,7 @@ def to_be_run(folder: Path) -> list[tuple[Path, dict]]:
         parameters = settings.read(path)
         for seed in parameters.get("seeds", [0]):
             one = {**parameters, "seed": seed}
-            if settings.resolve(one).read_record() is None:
+            if find_record(settings.resolve(one)) is None:
                 found.append((path, one))
     return found
 

@@ -22,6 +22,7 @@ from papermill import execute_notebook
 from papermill.exceptions import PapermillExecutionError
 
 from dwa_core import settings, stop
+from dwa_core.records import find_record
 from dwa_core.status import execution_lock, unfinished
 
 NOTEBOOKS = Path(__file__).parent
@@ -58,7 +59,7 @@ def main() -> int:
             return run(arguments.path, arguments.profile, arguments.path.stem, {"profile": arguments.profile})
         parameters = {**settings.read(arguments.path), "seed": arguments.seed}
         setting = settings.resolve(parameters)
-        if setting.read_record() is not None:
+        if find_record(setting) is not None:
             if setting.record_path().stat().st_mtime < arguments.path.stat().st_mtime:
                 setting.record_path().touch()  # make compares dates
             print(f"{setting.name} seed {setting.seed}: recorded already")

@@ -31,7 +31,7 @@ def evaluated(setting, whole, device) -> dict:
 
 def test_every_class_is_in_one_task_under_a_label_of_its_own(setting_of, digits):
     parts = continual.split_into_tasks(setting_of(), digits)
-    order = continual.class_order(10, 0)
+    order = data.class_order(10, 0)
     assert [name for part in parts for name in part.classes] == [str(label) for label in order]
     assert sorted(order) == list(range(10)) != order
     assert len({part.fingerprint for part in parts} | {digits.fingerprint}) == 6
@@ -182,7 +182,7 @@ def test_student_is_tested_over_the_classes_seen_and_sees_their_images_alone(set
 
     monkeypatch.setattr(relabel, "train_student", watched)
     evaluated(setting_of(), digits, cpu)
-    order = [str(label) for label in continual.class_order(10, 0)]
+    order = [str(label) for label in data.class_order(10, 0)]
     counts = torch.bincount(digits.test.labels)
     for number, (classes, images) in enumerate(tested, 1):
         assert classes == order[: 2 * number]

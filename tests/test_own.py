@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from dwa_core import data, distilled, models, own, relabel, settings, sources, store, synthesize, teacher
+from dwa_core.records import find_record
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -263,14 +264,14 @@ def test_record_counts_for_the_weights_that_are_in_the_file_now(digits, tiny_set
     setting = tiny_setting(teacher={"weights": str(path)}, method="random-real", relabel={"epochs": 1})
     write(1)
     record = run()
-    assert setting.read_record() == record
+    assert find_record(setting) == record
     write(2)
-    assert setting.read_record() is None
+    assert find_record(setting) is None
     other = run()
     assert other["teacher"]["artifact"] != record["teacher"]["artifact"]
-    assert setting.read_record() == other
+    assert find_record(setting) == other
     path.unlink()
-    assert setting.read_record() == other, "nothing says that it was another file"
+    assert find_record(setting) == other, "nothing says that it was another file"
 
 
 def test_weights_that_do_not_fit_are_refused(digits, tiny_setting, tmp_path, cpu, refused):

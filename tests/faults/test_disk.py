@@ -9,6 +9,7 @@ import pytest
 from fault_tools import REPOSITORY, environment_with
 
 from dwa_core import data, relabel, store, synthesize, teacher
+from dwa_core.records import find_record
 
 
 def mount(folder, *options: str) -> None:
@@ -71,7 +72,7 @@ def test_disk_that_fills_up_ends_with_one_line_wherever_it_happens(
         assert len(line.splitlines()) == 1
     assert len({line.partition(":")[0] for line in reached}) >= places, reached
     assert unfinished(small_disk) == []
-    assert record == setting.read_record()
+    assert record == find_record(setting)
 
 
 @pytest.mark.whole

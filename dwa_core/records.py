@@ -1,0 +1,90 @@
+"""Records: whether the one that a setting asks for is there, and what artifacts it stands on."""
+
+import json
+from pathlib import Path
+
+from dwa_core.settings import InputError, Setting
+
+RECORD_FIELDS = {
+    "setting": dict,
+    "accuracy": dict,
+    "data": dict,
+    "precision": str,
+    "device": str,
+    "versions": dict,
+}
+STUDENT_FIELDS = {"accuracy": dict, "curve": list, "teacher": dict, "distilled": dict}
+
+
+def read_record(path: Path) -> dict:
+    """A record: of one student, or of one per task in its list `tasks`.
+
+    Raises:
+        InputError: it is damaged, or of another form than today's.
+    """
+    try:
+        record = json.loads(path.read_text())
+        good = all(isinstance(record[field], kind) for field, kind in RECORD_FIELDS.items())
+        good = good and isinstance(record["setting"]["method"], str)
+        for student in record.get("tasks", [record]):
+            good = good and all(isinstance(student[field], kind) for field, kind in STUDENT_FIELDS.items())
+            good = good and all(isinstance(student[part]["artifact"], str) for part in ("teacher", "distilled"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        good = False
+    if not good:
+        raise InputError(f"{path}: the record is damaged or of another form; delete it, and make makes it again")
+    return record
+
+
+def find_record(setting: Setting) -> dict | None:
+    """The record of this very setting, or None where there is none that can be used.
+
+    Its setting has the fields that came later than the record, at their defaults. Where the setting names a file or
+    folder of the user's own, the record is of what that holds now, or held last if it cannot be read.
+    """
+    try:
+        record = json.loads(setting.record_path().read_text())
+        recorded = Setting.model_validate({**record["setting"], "seeds": setting.seeds}).recorded()
+        usable = recorded == setting.recorded() and not own_files_differ(setting, record)
+    except (OSError, ValueError, KeyError, TypeError):  # none yet, damaged, or of an older form
+        return None
+    return {**record, "setting": recorded} if usable else None
+
+
+def own_files_differ(setting: Setting, record: dict) -> bool:
+    """Whether the user's own weights or distilled set are others than those that `record` stands on."""
+    if not setting.teacher.own_weights() and setting.method != "external":
+        return False
+    try:
+        return artifacts_called_for(setting, record["data"]) != artifacts_named(record)
+    except (InputError, OSError):  # they cannot be read
+        return False
+
+
+def artifacts_called_for(setting: Setting, data_recorded: dict) -> list[str]:
+    """The names of the teacher and then the distilled set of each task that `setting` calls for.
+
+    Args:
+        data_recorded: what a record says of its data: fingerprint and number of classes.
+
+    Raises:
+        InputError: the user's own weights or distilled set cannot be read.
+    """
+    # Imported here because the runner asks for records too, and must not wait seconds for torch.
+    from dwa_core import data, distilled, teacher
+
+    fingerprints = [data_recorded["fingerprint"]]
+    if setting.tasks > 1:
+        tasks = data.classes_of_tasks(setting, data_recorded["classes"])
+        fingerprints = [data.fingerprint_of_classes(*fingerprints, labels) for labels in tasks]
+    names = []
+    for fingerprint in fingerprints:
+        trained, _ = teacher.describe(setting, fingerprint)
+        names += [trained, distilled.describe(setting, fingerprint, trained)[0]]
+    return names
+
+
+def artifacts_named(record: dict) -> list[str]:
+    """The names of the teacher and then the distilled set of each task that `record` stands on."""
+    students = record.get("tasks", [record])
+    return [student[part]["artifact"] for student in students for part in ("teacher", "distilled")]
