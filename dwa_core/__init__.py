@@ -1,1 +1,14 @@
-"""Data set distillation by Diversity-Driven Synthesis (DWA): teacher, synthesis, relabel evaluation."""
+"""Data set distillation by Diversity-Driven Synthesis (DWA): teacher, synthesis, relabel evaluation.
+
+What is where, in the order in which data flow:
+
+- presets, settings, grid: the numbers of a run, and the settings files.
+- sources, data, batches, augment: real images, from files to augmented batches; own: those of a user.
+- models, teacher, distributed: networks and their training.
+- initialise, adjust, synthesize, distilled: initial images, the nudge of the weights, the optimisation, the set made;
+  external: sets made elsewhere.
+- relabel, continual, diversity: students, all classes at once or task by task, and what can be said of the set itself.
+- store, records, publish, export, verify: what is kept, shared and checked.
+- report, tables, figures, page: from records to what is shown.
+- plan, status, watch, guard, stop: hours and disk needed, progress, numbers that go wrong, stopping and going on.
+"""

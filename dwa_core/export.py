@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from dwa_core import augment, models, plan, relabel, store, teacher
 from dwa_core.distilled import PARQUET, DistilledSet, read_parquet
+from dwa_core.records import as_setting
 from dwa_core.settings import InputError, Setting, root
 
 FORMATS = ("parquet", "imagefolder", "tensors")
@@ -95,7 +96,7 @@ def setting_of(records: list[dict], name: str) -> Setting:
     """
     if not records:
         raise InputError(f"{name}: no student has learnt from this set yet, so its settings are not known")
-    return plan.as_setting(records[0]["setting"])
+    return as_setting(records[0]["setting"])
 
 
 def normalisation(distilled: DistilledSet, records: list[dict]) -> tuple[list[float], list[float]]:
@@ -323,7 +324,7 @@ def write_ddranking_teacher(record: dict, target: Path) -> None:
     DATASET and NETWORK are DD-Ranking's names; a data set that it does not know keeps its own. Of a network that it
     does not have, it is said that there is no such file.
     """
-    setting, artifact = plan.as_setting(record["setting"]), record["teacher"]["artifact"]
+    setting, artifact = as_setting(record["setting"]), record["teacher"]["artifact"]
     state = load_file(store.find("teachers", artifact) / "model.safetensors")
     named = ddranking_teacher(setting, state)
     if named is None:

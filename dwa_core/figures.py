@@ -16,6 +16,7 @@ from matplotlib.patches import Patch
 from dwa_core import data, diversity, initialise, models, report, settings, store
 from dwa_core import teacher as teachers
 from dwa_core.distilled import read_parquet
+from dwa_core.records import as_setting
 from dwa_core.report import CELL, METHODS, Run, dataset_label, published
 
 # Shades that stay apart in black and white, from light to dark.
@@ -80,6 +81,8 @@ def accuracy_bars(runs: list[Run]) -> Figure:
     done = done[done["accuracy"].notna()].sort_values(["data set", "ipc", "student", "switches"])
     if done.empty:
         return nothing_to_draw("no record yet")
+    if done["switches"].nunique() > 1:  # alone, the defaults need no name
+        done.loc[done["switches"] == "ours", "group"] += f"\n{report.SWITCHES['ours']}"
     printed = published().assign(variant="").set_index(["dataset", "ipc", "network", "method", "variant"])["top1_mean"]
     figure, axis = plt.subplots(figsize=(8, 1 + 0.35 * len(done.groupby(["group", "method", "variant"]))))
     place, ticks, printed_drawn = 0.0, {}, False
@@ -376,7 +379,7 @@ def gallery(runs: list[Run]) -> Figure:
         return nothing_to_draw("no synthesised set to draw yet")
     rows = []
     for record, label in zip(chosen, set_labels(chosen), strict=True):
-        setting = settings.Setting.model_validate({**record["setting"], "seeds": [record["setting"]["seed"]]})
+        setting = as_setting(record["setting"])
         folder = store.find("distilled", record["distilled"]["artifact"])
         distilled = read_parquet(folder)
         first = (distilled.ipc_index == 0) & (distilled.labels < 10)
@@ -435,7 +438,7 @@ def tsne_places(pair: dict[str, dict]) -> dict[str, np.ndarray] | None:
     None, and a line that says why, where the real images or the teacher are not at hand.
     """
     record = pair["dwa"]
-    setting = settings.Setting.model_validate({**record["setting"], "seeds": [record["setting"]["seed"]]})
+    setting = as_setting(record["setting"])
     folder = store.find("teachers", record["teacher"]["artifact"])
     device = models.choose_device("auto")
     real = real_images(setting, record["data"]["fingerprint"], device)

@@ -13,7 +13,7 @@ from dwa_core.data import ImageData
 from dwa_core.settings import Setting
 
 
-def initial_images(setting: Setting, data: ImageData, teacher: nn.Module, device: torch.device) -> torch.Tensor | None:
+def initial_indices(setting: Setting, data: ImageData, teacher: nn.Module, device: torch.device) -> torch.Tensor | None:
     """Indices (ipc, classes) of the training images that the synthesis starts from; None where it starts from noise."""
     stage, images = setting.synthesis, setting.images
     if stage.initial == "noise":

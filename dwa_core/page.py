@@ -8,6 +8,7 @@ import pandas as pd
 from PIL import Image
 
 from dwa_core import report, settings
+from dwa_core.records import students
 from dwa_core.report import Run
 
 
@@ -74,7 +75,7 @@ def durations(runs: list[Run]) -> pd.DataFrame:
     """Wall time of teachers, distilled sets and students by data set; what several records share counts once."""
     seconds = {}
     for setting, _, record in runs:
-        for part in report.parts(record) if record else []:
+        for part in students(record) if record else []:
             label = report.dataset_label(setting)
             for stage, what in (("teacher", "teacher"), ("synthesis", "distilled")):
                 seconds.setdefault((label, stage), {})[part[what]["artifact"]] = part["seconds"][stage]

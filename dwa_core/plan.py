@@ -17,7 +17,7 @@ import torch
 
 from dwa_core import distilled, models, report, settings, store, teacher
 from dwa_core.data import place_for, told_place
-from dwa_core.records import read_record
+from dwa_core.records import as_setting, read_record
 from dwa_core.settings import InputError, Setting, Training
 
 CLASSES_IN_FULL = {"cifar10": 10, "cifar100": 100, "tiny-imagenet": 200, "imagenet-1k": 1000}
@@ -106,11 +106,6 @@ def seconds_per_pass(records: list[dict], known: dict[tuple[str, int], Size]) ->
             if passes:
                 measured[workload(setting, stage, record["device"])].append(record["seconds"][stage] / passes)
     return {key: statistics.median(values) for key, values in measured.items()}
-
-
-def as_setting(recorded_setting: dict) -> Setting:
-    """The setting that a record holds."""
-    return Setting.model_validate({**recorded_setting, "seeds": [recorded_setting["seed"]]})
 
 
 def seconds(setting: Setting, size: Size | None, rates: dict[tuple, float], device: str) -> dict[str, float | None]:

@@ -10,7 +10,7 @@ import shutil
 import sys
 
 from dwa_core import store
-from dwa_core.records import read_record
+from dwa_core.records import read_record, record_paths, students
 from dwa_core.settings import InputError, check_profile, root
 
 LIMIT_MB = 25  # of one artifact
@@ -28,13 +28,13 @@ def publish(profile: str) -> None:
     """
     check_profile(profile)
     wanted = {}
-    for path in sorted((root() / "results" / profile).glob("*-seed*.json")):
+    for path in record_paths(profile):
         try:
             record = read_record(path)
         except InputError as error:
             print(error)
             continue
-        for student in record.get("tasks", [record]):
+        for student in students(record):
             wanted["teachers", student["teacher"]["artifact"]] = path.name
             if record["setting"]["method"] not in ("random-real", "external"):
                 wanted["distilled", student["distilled"]["artifact"]] = path.name

@@ -1,9 +1,9 @@
-"""Records: whether the one that a setting asks for is there, and what artifacts it stands on."""
+"""Records: read and checked, found by their setting, and the artifacts that they stand on."""
 
 import json
 from pathlib import Path
 
-from dwa_core.settings import InputError, Setting
+from dwa_core.settings import InputError, Setting, root
 
 RECORD_FIELDS = {
     "setting": dict,
@@ -26,7 +26,7 @@ def read_record(path: Path) -> dict:
         record = json.loads(path.read_text())
         good = all(isinstance(record[field], kind) for field, kind in RECORD_FIELDS.items())
         good = good and isinstance(record["setting"]["method"], str)
-        for student in record.get("tasks", [record]):
+        for student in students(record):
             good = good and all(isinstance(student[field], kind) for field, kind in STUDENT_FIELDS.items())
             good = good and all(isinstance(student[part]["artifact"], str) for part in ("teacher", "distilled"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -36,6 +36,21 @@ def read_record(path: Path) -> dict:
     return record
 
 
+def students(record: dict) -> list[dict]:
+    """What has accuracies, a teacher and a distilled set in `record`: each of its tasks, or the record itself."""
+    return record.get("tasks", [record])
+
+
+def record_paths(profile: str) -> list[Path]:
+    """The files of all records of `profile`, whether or not a setting asks for them."""
+    return sorted((root() / "results" / profile).glob("*-seed*.json"))
+
+
+def as_setting(recorded: dict) -> Setting:
+    """The setting that a record holds, checked."""
+    return Setting.model_validate({**recorded, "seeds": [recorded["seed"]]})
+
+
 def find_record(setting: Setting) -> dict | None:
     """The record of this very setting, or None where there is none that can be used.
 
@@ -43,10 +58,10 @@ def find_record(setting: Setting) -> dict | None:
     folder of the user's own, the record is of what that holds now, or held last if it cannot be read.
     """
     try:
-        record = json.loads(setting.record_path().read_text())
+        record = read_record(setting.record_path())
         recorded = Setting.model_validate({**record["setting"], "seeds": setting.seeds}).recorded()
         usable = recorded == setting.recorded() and not own_files_differ(setting, record)
-    except (OSError, ValueError, KeyError, TypeError):  # none yet, damaged, or of an older form
+    except ValueError:  # none yet, damaged, or of another form
         return None
     return {**record, "setting": recorded} if usable else None
 
@@ -73,10 +88,11 @@ def artifacts_called_for(setting: Setting, data_recorded: dict) -> list[str]:
     # Imported here because the runner asks for records too, and must not wait seconds for torch.
     from dwa_core import data, distilled, teacher
 
-    fingerprints = [data_recorded["fingerprint"]]
+    whole = data_recorded["fingerprint"]
+    fingerprints = [whole]
     if setting.tasks > 1:
         tasks = data.classes_of_tasks(setting, data_recorded["classes"])
-        fingerprints = [data.fingerprint_of_classes(*fingerprints, labels) for labels in tasks]
+        fingerprints = [data.fingerprint_of_classes(whole, labels) for labels in tasks]
     names = []
     for fingerprint in fingerprints:
         trained, _ = teacher.describe(setting, fingerprint)
@@ -86,5 +102,4 @@ def artifacts_called_for(setting: Setting, data_recorded: dict) -> list[str]:
 
 def artifacts_named(record: dict) -> list[str]:
     """The names of the teacher and then the distilled set of each task that `record` stands on."""
-    students = record.get("tasks", [record])
-    return [student[part]["artifact"] for student in students for part in ("teacher", "distilled")]
+    return [student[part]["artifact"] for student in students(record) for part in ("teacher", "distilled")]

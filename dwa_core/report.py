@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from dwa_core import guard, presets, settings
-from dwa_core.records import find_record
+from dwa_core.records import find_record, students
 
 PUBLISHED = Path(__file__).parent / "published" / "published_results.csv"
 METHODS = {"random-real": "random real", "sre2l": "SRe2L", "dwa": "DWA", "external": "made elsewhere"}
@@ -75,11 +75,6 @@ def runs_for_notebook(variables: dict, product: str) -> list[Run]:
 def records(runs: list[Run]) -> list[dict]:
     """The records among `runs`."""
     return [run.record for run in runs if run.record is not None]
-
-
-def parts(record: dict) -> list[dict]:
-    """What has a teacher and a distilled set in `record`: each of its tasks, or the record itself."""
-    return record.get("tasks", [record])
 
 
 def published() -> pd.DataFrame:
@@ -188,7 +183,7 @@ def accuracies(runs: list[Run], axes: tuple[str, ...] = ()) -> pd.DataFrame:
             rows.append(row | measured(record))
             continue
         for task in range(setting["tasks"]):
-            rows.append(row | {"task": task + 1} | measured(record and parts(record)[task]))
+            rows.append(row | {"task": task + 1} | measured(record and students(record)[task]))
     columns = [*CELL, "variant of real", *axes, "switches", "seed", "accuracy", "teacher", *DIVERSITY.values()]
     return pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(columns[-2 - len(DIVERSITY) :], float))
 
@@ -197,7 +192,7 @@ def measured(record: dict | None) -> dict:
     """What the columns of `accuracies` take from a record, or from one task of it."""
     if record is None:
         return {}
-    teachers = [part["teacher"]["accuracy"]["top1"] for part in parts(record)]
+    teachers = [student["teacher"]["accuracy"]["top1"] for student in students(record)]
     diversity = record.get("diversity", {})
     return {
         "accuracy": record["accuracy"]["reported"],

@@ -199,6 +199,8 @@ def resolve(parameters: dict) -> Setting:
             raise InputError(f"best: true is not allowed with preset {preset_name}; it was chosen for: {chosen_for}")
         if given.get("authors") is True:
             raise InputError("best: true is not allowed with authors: true; they are two answers to one question")
+        if given.get("method") == "sre2l":
+            raise InputError("best: true is not allowed with method sre2l; it was chosen for dwa and random-real")
         layers[1:1] = [best]
     if given.get("method") == "sre2l":
         layers[1:1] = [{"synthesis": sre2l}]

@@ -23,7 +23,7 @@ GATED = {
     "`.venv/bin/hf auth login`, or let DWA_DATA name the folder that holds imagenet-1k/train/CLASS/ and "
     "imagenet-1k/val/CLASS/",
 }
-RESIDENT_SIDE = 64  # pixels; larger images stay in their files
+RESIDENT_SIDE = 64  # pixels; larger images stay in their files, and those are not read whole to tell them apart
 TEST_SHARE = 0.2  # of the images of a folder without a test part
 
 datasets.disable_progress_bars()
@@ -78,7 +78,7 @@ def open_folder(name: str, folder: Path, side: int) -> tuple[dict[str, datasets.
             if parquet:
                 files = [str(path) for path in parquet]
                 parts[part] = datasets.load_dataset("parquet", data_files=files, split="train")
-                source += [checksum(path, side) for path in parquet]
+                source += [file_identity(path, side) for path in parquet]
             elif trees:
                 parts[part] = open_tree(trees[0])
                 source += [
@@ -103,7 +103,7 @@ def open_folder(name: str, folder: Path, side: int) -> tuple[dict[str, datasets.
     return parts, source
 
 
-def checksum(path: Path, side: int) -> str:
+def file_identity(path: Path, side: int) -> str:
     """SHA-256 of a Parquet file; where images stream, of its size and its last MB, which says where everything lies.
 
     ImageNet-1K has some 150 GB, and every run begins with this.

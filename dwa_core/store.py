@@ -1,4 +1,4 @@
-"""Artifacts and records on disk: named by what determines them, written whole or not at all, never pickled.
+"""Artifacts and checkpoints on disk: named by what determines them, written whole or not at all, never pickled.
 
 `artifacts/` holds what runs make. `results/artifacts/` holds copies that committed records stand on, and
 is looked at second, so that every number of a table shares one teacher.

@@ -272,7 +272,7 @@ def synthesize(
     if (found := checkpoint.load(device)) is not None:
         done, unfinished, losses_of_first = found[0]["done"].cpu(), unflattened(found[0]), found[1]["losses"]
     at_once = max(1, GPU_IMAGES // min(stage.classes_per_batch, classes)) if device.type == "cuda" else 1
-    chosen = initialise.initial_images(setting, data, teacher, device)
+    chosen = initialise.initial_indices(setting, data, teacher, device)
     prepared = prepare(setting, data, teacher, device, chosen, indices, skip=len(done))
 
     def attempt(size: int) -> None:

@@ -10,7 +10,7 @@ import pandas as pd
 from dwa_core import report, settings
 from dwa_core.report import CELL, METHODS, SWITCHES, Run
 
-TOLERANCE = 1.0  # points of accuracy between print and ours that are never marked
+TOLERANCE = 1.0  # points of accuracy that no difference is taken seriously within
 MARK = "†"
 LEGEND = (
     f"{MARK} ours differs from print by more than {TOLERANCE} point and by more than twice the larger of the two "
@@ -54,7 +54,7 @@ def accuracy_table(runs: list[Run], table: int | None = None, axes: tuple[str, .
     printed = printed.rename(columns={"top1_mean": "print mean", "top1_std": "print std"})
     key = [name for name in CELL if name != "network"]
     frame = frame.merge(printed[[*key, "print mean", "print std"]], how="outer", on=key)
-    frame["difference"] = (frame["authors mean"] - frame["print mean"]).round(2)
+    frame["difference"] = (frame["authors mean"] - frame["print mean"]).round(6)
     spread = 2 * frame[["authors std", "print std"]].max(axis=1).fillna(0)
     outside = frame["difference"].abs() > spread.clip(lower=TOLERANCE).round(6)
     frame["outside"] = outside.astype(object).where(frame["difference"].notna(), None)
@@ -227,7 +227,7 @@ def moves(runs: list[Run]) -> pd.DataFrame:
     For each data set, ipc, teacher and student the first row is the recipe under our defaults; the others are sorted by
     what they add to DWA, and where it was not run, to random real images. `<method> mean`, `std` and `count` are over
     student seeds, in percent; `<method> effect` is what the change adds to the mean, in points, and `<method> spread`
-    twice the larger standard deviation of the two, 0 where neither has one. `synthesis gain` is DWA minus random real
+    twice the larger standard deviation of the two, and at least TOLERANCE. `synthesis gain` is DWA minus random real
     images under the same change, or, where it is one of the synthesis that real images know nothing of, under the rest.
 
     Args:
@@ -244,7 +244,7 @@ def moves(runs: list[Run]) -> pd.DataFrame:
     changed = cells["change"] != ""
     cells["effect"] = (cells["mean"] - cells.pop("mean unchanged")).where(changed)
     spread = cells[["std"]].join(cells.pop("std unchanged")).max(axis=1)
-    cells["spread"] = (2 * spread.fillna(0)).where(changed)
+    cells["spread"] = (2 * spread.fillna(0)).clip(lower=TOLERANCE).where(changed)
     frame = cells.set_index([*where, "change", "method"]).unstack("method")
     frame.columns = [f"{method} {name}" for name, method in frame.columns]
     for name in ("mean", "effect"):
@@ -295,7 +295,7 @@ def hyperparameters(names: Iterable[str], **modifier) -> pd.DataFrame:
 
     Args:
         names: presets.
-        modifier: `method="sre2l"` or `authors=True`: only the values which that changes.
+        modifier: `method="sre2l"`, `authors=True` or `best=True`: only the values which that changes.
     """
     frames = []
     for changes in ({}, modifier):

@@ -5,7 +5,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from dwa_core import settings, store
-from dwa_core.records import artifacts_called_for, artifacts_named, read_record
+from dwa_core.records import artifacts_called_for, artifacts_named, as_setting, read_record, record_paths, students
 
 KINDS = ("teachers", "distilled", "data")  # of artifacts; what else lies beside them is none
 
@@ -27,12 +27,12 @@ def absent(profile: str) -> list[str]:
     That is no error, but they could not be checked. Sets of real images, drawn anew in a moment, are left out.
     """
     named = defaultdict(set)
-    for path in sorted((settings.root() / "results" / profile).glob("*-seed*.json")):
+    for path in record_paths(profile):
         try:
             record = read_record(path)
         except settings.InputError:  # `records` says so
             continue
-        for student in record.get("tasks", [record]):
+        for student in students(record):
             named["teachers", student["teacher"]["artifact"]].add(path)
             if record["setting"]["method"] != "random-real":
                 named["distilled", student["distilled"]["artifact"]].add(path)
@@ -46,7 +46,7 @@ def absent(profile: str) -> list[str]:
 def records(profile: str) -> list[str]:
     """Problems of the records of `profile`, one line each."""
     lines = []
-    for path in sorted((settings.root() / "results" / profile).glob("*-seed*.json")):
+    for path in record_paths(profile):
         try:
             lines += [f"{path}: {problem}" for problem in record_problems(path)]
         except settings.InputError as error:
@@ -64,12 +64,12 @@ def record_problems(path: Path) -> list[str]:
     must be those of its curves.
     """
     record = read_record(path)
-    setting = settings.Setting.model_validate({**record["setting"], "seeds": [record["setting"]["seed"]]})
+    setting = as_setting(record["setting"])
     lines = [] if path == setting.record_path() else [f"its settings belong to {setting.record_path()}"]
     for called_for, named in zip(artifacts_called_for(setting, record["data"]), artifacts_named(record), strict=True):
         if called_for != named:
             lines.append(f"its settings call for {called_for}, it names {named}")
-    for student in record.get("tasks", [record]):
+    for student in students(record):
         lines += student_problems(setting, student)
     return lines
 

@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 from dwa_core import settings, verify
+from dwa_core.records import record_paths
 
 
 def main(profile: str) -> int:
@@ -32,7 +33,7 @@ def main(profile: str) -> int:
     for line in lines:
         print(f"error: {line}", file=sys.stderr)
     if not lines:
-        count = len(list((settings.root() / "results" / profile).glob("*-seed*.json")))
+        count = len(record_paths(profile))
         print(f"{profile}: {count} records, their tables and all artifacts at hand are as they say")
     return 1 if lines else 0
 
@@ -41,7 +42,7 @@ def render(profile: str, scratch: Path) -> list[str]:
     """Runs every table's notebook on the records of `profile` under the root `scratch`; returns what failed."""
     records = scratch / "results" / profile
     records.mkdir(parents=True)
-    for path in (settings.root() / "results" / profile).glob("*-seed*.json"):
+    for path in record_paths(profile):
         (records / path.name).write_bytes(path.read_bytes())
     lines = []
     profiles = [path.name for path in settings.SETTINGS.iterdir() if path.is_dir()]

@@ -39,6 +39,7 @@ def add(tmp_path):
                 "accuracy": {"reported": accuracy, "last": accuracy, "best": accuracy, "top5": 99.0},
                 "teacher": {"artifact": f"teacher-{setting.network}", "accuracy": {"top1": 95.0, "top5": 99.9}},
                 "distilled": {"artifact": f"set-{name}"},
+                "curve": [],
                 "data": {
                     "fingerprint": "0123456789abcdef",
                     "training_images": 50_000,
@@ -172,7 +173,7 @@ def test_rows_of_students_are_sorted_by_number_and_table_says_what_made_the_set(
 
 def test_accuracy_after_each_task_has_a_column_for_each(add):
     def tasks(*accuracies):
-        part = {"teacher": {"artifact": "t", "accuracy": {"top1": 90.0}}, "distilled": {"artifact": "d"}}
+        part = {"teacher": {"artifact": "t", "accuracy": {"top1": 90.0}}, "distilled": {"artifact": "d"}, "curve": []}
         part |= {"seconds": {"teacher": 1.0, "synthesis": 2.0, "student": 3.0}}
         return {
             "tasks": [
@@ -229,22 +230,24 @@ def test_what_moves_the_number_sets_each_change_against_the_unchanged_recipe(add
     add("dwa-authors", 28.0, 28.1, 28.2, authors=True, shown_in=shown_in)  # 2.9 less
     add("dwa-std", images={"std_after_teacher": [0.2, 0.2, 0.2]}, shown_in=shown_in)  # not run
     add("dwa-short", 41.0, 41.0, 41.0, teacher={"epochs": 50}, shown_in=shown_in)  # 10 more
-    add("real-short", 41.0, 41.2, 41.4, method="random-real", teacher={"epochs": 50}, shown_in=shown_in)  # 1 more
+    add("real-short", 42.0, 42.2, 42.4, method="random-real", teacher={"epochs": 50}, shown_in=shown_in)  # 2 more
+    add("real-best", 41.0, 41.1, 41.2, method="random-real", relabel={"reported": "best"}, shown_in=shown_in)  # 0.9 more
     frame = tables.moves(report.runs_of("trial", "what-moves-the-number"))
     assert frame["change"].tolist() == [
         "",
         "teacher of 50 epochs",
         "synthesis.storage jpeg",
         "authors' switches",
+        "relabel.reported best",
         "images.std_after_teacher [0.2, 0.2, 0.2]",
     ]
     assert frame["dwa effect"].tolist()[1:4] == pytest.approx([10.0, 1.5, -2.9])
-    assert frame["synthesis gain"].tolist()[:2] == pytest.approx([-9.2, -0.2])
-    assert frame["synthesis gain"].isna().tolist()[2:] == [True] * 3, "real images stored as JPEG are others"
+    assert frame["synthesis gain"].tolist()[:2] == pytest.approx([-9.2, -1.2])
+    assert frame["synthesis gain"].isna().tolist()[2:] == [True] * 4, "real images stored as JPEG are others"
     texts = tables.moves_text(frame)
-    assert texts["DWA, change"].tolist() == ["", "+10.0", "(+1.5)", "-2.9", ""]
-    assert texts["random real, change"].tolist() == ["", "+1.0", "", "", ""]
-    assert texts["DWA minus random real"].tolist() == ["-9.2", "-0.2", "", "", ""]
+    assert texts["DWA, change"].tolist() == ["", "+10.0", "(+1.5)", "-2.9", "", ""]
+    assert texts["random real, change"].tolist() == ["", "+2.0", "", "", "(+0.9)", ""], "0.9 is no effect, however small the spread"
+    assert texts["DWA minus random real"].tolist() == ["-9.2", "-1.2", "", "", "", ""]
     assert "SRe2L" not in texts
 
 

@@ -374,3 +374,8 @@ def test_best_of_another_preset_is_refused(preset):
 def test_best_and_authors_exclude_each_other():
     with pytest.raises(settings.InputError, match="best: true is not allowed with authors: true"):
         resolved("cifar10", best=True, authors=True)
+
+
+def test_best_of_a_method_that_it_was_not_chosen_for_is_refused():
+    with pytest.raises(settings.InputError, match=r"^best: true is not allowed with method sre2l; .*dwa"):
+        resolved("cifar10", best=True, method="sre2l")
