@@ -308,6 +308,17 @@ def test_runs_without_a_record_or_with_one_of_other_numbers_are_missing(add, tmp
     assert [run.record for run in report.runs_of("trial", "table-1")] == [None] * 3
 
 
+@pytest.mark.parametrize("lacking", ["accuracy", "curve", "distilled"])
+def test_record_that_lacks_a_part_is_missing(lacking, add, tmp_path):
+    add("one", 30.0, seeds=[0])
+    path = tmp_path / "results" / "trial" / "one-seed0.json"
+    record = json.loads(path.read_text())
+    del record[lacking]
+    path.write_text(json.dumps(record))
+    (run,) = report.runs_of("trial")
+    assert run.record is None
+
+
 def test_record_from_before_a_field_came_still_counts(add, tmp_path):
     add("one", 30.0, seeds=[0])
     path = tmp_path / "results" / "trial" / "one-seed0.json"
