@@ -47,10 +47,13 @@ def render(profile: str, scratch: Path) -> list[str]:
     lines = []
     profiles = [path.name for path in settings.SETTINGS.iterdir() if path.is_dir()]
     for product, notebook in settings.products().items():
-        # As make has it: the tables that a setting of the profile is shown in, and those that need no settings.
         if product.startswith("figure-"):
             continue
-        if not settings.files(profile, product) and any(settings.files(other, product) for other in profiles):
+        # As make has it: the tables that a setting of the profile is shown in, and those that need no settings; and an
+        # empty one that somebody has asked for by its name.
+        asked_for = (settings.root() / "results" / profile / f"{notebook.stem}.md").is_file()
+        needs_settings = any(settings.files(other, product) for other in profiles)
+        if needs_settings and not settings.files(profile, product) and not asked_for:
             continue
         command = [sys.executable, str(settings.NOTEBOOKS / "run.py"), str(notebook), "--profile", profile]
         done = subprocess.run(
