@@ -231,7 +231,7 @@ def test_what_moves_the_number_sets_each_change_against_the_unchanged_recipe(add
     add("dwa-std", images={"std_after_teacher": [0.2, 0.2, 0.2]}, shown_in=shown_in)  # not run
     add("dwa-short", 41.0, 41.0, 41.0, teacher={"epochs": 50}, shown_in=shown_in)  # 10 more
     add("real-short", 42.0, 42.2, 42.4, method="random-real", teacher={"epochs": 50}, shown_in=shown_in)  # 2 more
-    add("real-best", 41.0, 41.1, 41.2, method="random-real", relabel={"reported": "best"}, shown_in=shown_in)  # 0.9 more
+    add("real-best", 41.0, 41.1, 41.2, method="random-real", relabel={"reported": "best"}, shown_in=shown_in)  # 0.9
     frame = tables.moves(report.runs_of("trial", "what-moves-the-number"))
     assert frame["change"].tolist() == [
         "",
@@ -246,7 +246,8 @@ def test_what_moves_the_number_sets_each_change_against_the_unchanged_recipe(add
     assert frame["synthesis gain"].isna().tolist()[2:] == [True] * 4, "real images stored as JPEG are others"
     texts = tables.moves_text(frame)
     assert texts["DWA, change"].tolist() == ["", "+10.0", "(+1.5)", "-2.9", "", ""]
-    assert texts["random real, change"].tolist() == ["", "+2.0", "", "", "(+0.9)", ""], "0.9 is no effect, however small the spread"
+    # 0.9 is no effect, however small the spread.
+    assert texts["random real, change"].tolist() == ["", "+2.0", "", "", "(+0.9)", ""]
     assert texts["DWA minus random real"].tolist() == ["-9.2", "-1.2", "", "", "", ""]
     assert "SRe2L" not in texts
 
