@@ -53,6 +53,18 @@ def resolve_tiny(**differences) -> settings.Setting:
 
 
 @pytest.fixture(scope="session")
+def bare_record():
+    """A function that returns a record of a setting in which every part is there and empty, with what is given."""
+
+    def made(setting: settings.Setting, **given) -> dict:
+        student = {"accuracy": {}, "curve": [], "teacher": {"artifact": "t"}, "distilled": {"artifact": "d"}}
+        run = {"data": {}, "precision": "float32", "device": "cpu", "versions": {}}
+        return {"setting": setting.recorded(), **student, **run, **given}
+
+    return made
+
+
+@pytest.fixture(scope="session")
 def tiny_setting():
     """A function that returns the tiny setting with what differs laid over it."""
     return resolve_tiny

@@ -204,10 +204,10 @@ def test_papermill_parameter_that_no_notebook_knows_is_the_last_line_of_its_trac
     assert not (tmp_path / "artifacts").exists()
 
 
-def test_failure_inside_a_notebook_is_one_line_and_a_traceback_on_request(tmp_path):
+def test_failure_inside_a_notebook_is_one_line_and_a_traceback_on_request(tmp_path, bare_record):
     setting = settings.resolve({**settings.read(settings.SETTINGS / "demo" / "digits-dwa-ipc10.yaml"), "seed": 0})
     (tmp_path / "results" / "demo").mkdir(parents=True)
-    broken = json.dumps({"setting": setting.recorded()})
+    broken = json.dumps(bare_record(setting))
     (tmp_path / "results" / "demo" / "digits-dwa-ipc10-seed0.json").write_text(broken)
     plain = run("notebooks/table_01.ipynb", "--profile", "demo", root=tmp_path)
     assert plain.returncode == 1

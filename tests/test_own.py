@@ -102,11 +102,11 @@ def test_settings_of_another_call_are_refused_and_a_name_of_its_own_helps(pictur
         own.write_settings(own.settings_for("own", "convnet-8", 1, {"teacher": {"epochs": 3}}))
 
 
-def test_record_of_other_images_of_the_same_colours_is_refused(pictures, cpu, refused):
+def test_record_of_other_images_of_the_same_colours_is_refused(pictures, cpu, refused, bare_record):
     parameters = own.settings_for("own", "convnet-8", 1, {"device": "cpu"})
     setting = settings.resolve(parameters)
     found = data.load("own", setting.images, cpu)
-    record = {"setting": setting.recorded(), "data": {"fingerprint": found.fingerprint}}
+    record = bare_record(setting, data={"fingerprint": found.fingerprint})
     setting.record_path().parent.mkdir(parents=True)
     store.write_json(setting.record_path(), record)
     assert own.write_settings(parameters).is_file()

@@ -52,12 +52,12 @@ def test_execution_that_holds_its_lock_is_running_with_its_last_line(tiny_settin
     assert status.state_of(tiny_setting()) == ("stopped", "teacher: 50%")
 
 
-def test_error_is_told_in_one_line_until_a_record_is_there(tiny_setting, written):
+def test_error_is_told_in_one_line_until_a_record_is_there(tiny_setting, written, bare_record):
     written([SAID, ERROR])
     assert status.state_of(tiny_setting()) == ("failed", "DivergedError: teacher: the loss is nan")
     written([SAID, STOPPED])
     assert status.state_of(tiny_setting()) == ("stopped", "StoppedError: stopped by SIGTERM")
-    store.write_json(tiny_setting().record_path(), {"setting": tiny_setting().recorded()})
+    store.write_json(tiny_setting().record_path(), bare_record(tiny_setting()))
     written([SAID])
     assert status.state_of(tiny_setting()) == ("done", "teacher: 50%")
     assert status.state_of(tiny_setting(ipc=3))[0] == "waiting", "a record of other numbers is none"
