@@ -163,7 +163,8 @@ $(call records_of,$(1)): results/$(call field,1,$(1))-seed%.json: settings/$(cal
 endef
 $(foreach run,$(RUNS),$(eval $(call setting_rules,$(run))))
 
-REPORTING := $(wildcard dwa_core/report.py dwa_core/tables.py dwa_core/figures.py)
+# What tables and figures are drawn with, and what they say beside the records: print, and the hyper-parameters.
+REPORTING := $(wildcard $(patsubst %,dwa_core/%.py,report tables figures records presets settings) dwa_core/published/*.csv)
 # A table or figure from the records of the settings that are shown in it. $(1): its notebook; $(2): its file, less
 # the ending; $(3), $(4): its endings. One run makes both: a pattern, for make then knows that.
 shown_in = $(foreach run,$(RUNS_OF_PROFILE),$(if $(filter $(1),$(call values,4,$(run))),$(call records_of,$(run))))

@@ -23,6 +23,9 @@ def main() -> int:
         setting = settings.resolve(settings.read(Path(sys.argv[1])))
         if setting.teacher.weights is not None:
             raise settings.InputError(f"teacher.weights: {setting.teacher.weights!r} leaves nothing to be trained")
+        if setting.deterministic:
+            models.use_deterministic_algorithms()
+        stop.start_budget(setting.max_minutes)
         train(setting, models.choose_device(setting.device))
     except (settings.InputError, store.StorageError, guard.DivergedError, stop.StoppedError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -53,34 +53,46 @@ def export(name: str, target: Path, kind: str, soft_labels: str | None = None, t
 
     Raises:
         InputError: there is no such set, `target` is there already, or the soft labels cannot be made.
+        StorageError: `target` cannot be written.
     """
     folder = store.find("distilled", name)
     if folder is None:
         raise InputError(f"{name}: no such distilled set under artifacts/ or results/artifacts/ of {root()}")
     if target.exists():
         raise InputError(f"{target}: is there already; delete it or name another folder")
-    distilled, records = read_parquet(folder), records_of(name)
     temporary = target.with_name(f".{target.name}.part")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    with store.writing(target):
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        try:
+            fill(temporary, folder, read_parquet(folder), kind, soft_labels, top_k)
+            temporary.rename(target)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def fill(
+    target: Path, folder: Path, distilled: DistilledSet, kind: str, soft_labels: str | None, top_k: int | None
+) -> None:
+    """Writes all that `export` writes of the artifact in `folder` to the empty folder `target`."""
+    records = records_of(distilled.artifact)
     rows = torch.arange(len(distilled.labels))
     if kind == "parquet":
-        shutil.copy(folder / PARQUET, temporary)
+        shutil.copy(folder / PARQUET, target)
     else:  # ImageFolder goes class by class, and DD-Ranking takes tensors to do so
         rows = distilled.labels.argsort(stable=True)
     if kind == "imagefolder":
-        write_image_folder(distilled, temporary / "train")
+        write_image_folder(distilled, target / "train")
     elif kind == "tensors":
         mean, std = normalisation(distilled, records)
         images = augment.normalise(augment.to_unit_range(distilled.images_uint8[rows]), mean, std).contiguous()
-        save_file({"images": images, "labels": distilled.labels[rows]}, temporary / "images.safetensors")
-    shutil.copy(folder / "record.json", temporary)
-    (temporary / "README.md").write_text(card(distilled, records, kind, soft_labels))
+        save_file({"images": images, "labels": distilled.labels[rows]}, target / "images.safetensors")
+    shutil.copy(folder / "record.json", target)
+    (target / "README.md").write_text(card(distilled, records, kind, soft_labels))
     if soft_labels is not None:
-        write_soft_labels(distilled, records, temporary / "soft_labels", soft_labels, top_k, rows)
+        write_soft_labels(distilled, records, target / "soft_labels", soft_labels, top_k, rows)
         if kind == "tensors":
-            write_ddranking_teacher(records[0], temporary / "teacher_models")
-    temporary.rename(target)
+            write_ddranking_teacher(records[0], target / "teacher_models")
 
 
 def records_of(name: str) -> list[dict]:
@@ -372,13 +384,15 @@ def main() -> int:
         export(given.name, target, given.format, given.soft_labels, given.top_k)
     except InputError as error:
         return failed(str(error))
+    except store.StorageError as error:
+        return failed(str(error), 1)
     print(f"written: {target}")
     return 0
 
 
-def failed(message: str) -> int:
+def failed(message: str, code: int = 2) -> int:
     print(f"error: {message}", file=sys.stderr)
-    return 2
+    return code
 
 
 if __name__ == "__main__":

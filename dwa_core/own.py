@@ -66,7 +66,8 @@ def write_settings(parameters: dict) -> Path:
         if key is not None:
             raise InputError(f"{path}: {key} is {shown(there[key])} there and {shown(asked[key])} here; {otherwise}")
     if (record := find_record(setting)) is not None:
-        found = data.load(setting.dataset, setting.images, models.choose_device(setting.device))
+        device = models.choose_device(setting.device)
+        found = data.load(setting.dataset, setting.images, device, validation=setting.validation)
         if found.fingerprint != record["data"]["fingerprint"]:
             there, here = record["data"]["fingerprint"][:10], found.fingerprint[:10]
             raise InputError(

@@ -51,16 +51,31 @@ def recorded() -> list[dict]:
     return records
 
 
-def sizes(records: list[dict]) -> dict[tuple[str, int], Size]:
-    """By data set and side: as the records have it, else in full as it is published."""
+def size_recorded(record: dict) -> Size:
+    """The data that `record` was made from."""
+    return Size(*(record["data"][field] for field in Size._fields))
+
+
+def sizes(records: list[dict]) -> dict[tuple[str, int, float], Size]:
+    """By data set, side and share held out for validation: as the records have it, else as the whole is published."""
     found = {}
     for name, (training, test) in report.IMAGES_IN_FULL.items():
         preset = settings.PRESETS[name]
-        found[name, preset["images"]["side"]] = Size(training, test, CLASSES_IN_FULL[name], "not recorded yet")
+        found[name, preset["images"]["side"], 0.0] = Size(training, test, CLASSES_IN_FULL[name], "not recorded yet")
     for record in records:
-        setting, images = record["setting"], record["data"]
-        found[setting["dataset"], setting["images"]["side"]] = Size(*(images[field] for field in Size._fields))
+        setting = as_setting(record["setting"])
+        found[setting.dataset, setting.images.side, setting.validation] = size_recorded(record)
     return found
+
+
+def size_of(setting: Setting, known: dict[tuple[str, int, float], Size]) -> Size | None:
+    """The size of what `setting` reads, of which a validation part may have to be held out yet; None if unknown."""
+    exact = known.get((setting.dataset, setting.images.side, setting.validation))
+    whole = known.get((setting.dataset, setting.images.side, 0.0))
+    if exact is not None or whole is None:
+        return exact
+    held_out = round(setting.validation * whole.training_images)
+    return Size(whole.training_images - held_out, held_out, whole.classes, "not recorded yet")
 
 
 def device_kind(name: str) -> str:
@@ -96,13 +111,12 @@ def workload(setting: Setting, stage: str, device: str) -> tuple:
     return (stage, *networks, setting.stem, setting.images.side, setting.precision, device_kind(device))
 
 
-def seconds_per_pass(records: list[dict], known: dict[tuple[str, int], Size]) -> dict[tuple, float]:
+def seconds_per_pass(records: list[dict]) -> dict[tuple, float]:
     """By workload: the median over the records. Sets of real images, which take no synthesis, tell nothing of it."""
     measured = defaultdict(list)
     for record in records:
         setting = as_setting(record["setting"])
-        size = known[setting.dataset, setting.images.side]
-        for stage, passes in forward_passes(setting, size).items():
+        for stage, passes in forward_passes(setting, size_recorded(record)).items():
             if passes:
                 measured[workload(setting, stage, record["device"])].append(record["seconds"][stage] / passes)
     return {key: statistics.median(values) for key, values in measured.items()}
@@ -129,10 +143,9 @@ def hours(expected: float | None) -> str:
 def costs(setting: Setting) -> list[str]:
     """Lines that say, before any work, what a run takes in disk, memory and hours, as far as that is known."""
     records = recorded()
-    known = sizes(records)
-    size = known.get((setting.dataset, setting.images.side))
+    size = size_of(setting, sizes(records))
     device = models.choose_device(setting.device)
-    expected = seconds(setting, size, seconds_per_pass(records, known), models.device_name(device))
+    expected = seconds(setting, size, seconds_per_pass(records), models.device_name(device))
     lines = [
         "hours on this device, if nothing of it is there yet: "
         + ", ".join(f"{stage} {hours(expected[stage])}" for stage in STAGES)
@@ -183,7 +196,7 @@ def main(profile: str) -> None:
     settings.check_profile(profile)
     records = recorded()
     known = sizes(records)
-    rates = seconds_per_pass(records, known)
+    rates = seconds_per_pass(records)
     device = models.device_name(models.choose_device("auto"))
     runs = report.runs_of(profile)
     by_name = defaultdict(list)
@@ -194,7 +207,7 @@ def main(profile: str) -> None:
     for name, group in by_name.items():
         setting = as_setting(group[0].setting)
         missing = sum(run.record is None for run in group)
-        size = known.get((setting.dataset, setting.images.side))
+        size = size_of(setting, known)
         shown = dict.fromkeys(STAGES, "")
         if missing:
             expected = seconds(setting, size, rates, device)

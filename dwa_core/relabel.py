@@ -12,7 +12,7 @@ from dwa_core.batches import Resident
 from dwa_core.data import ImageData
 from dwa_core.distilled import DistilledSet
 from dwa_core.records import find_record
-from dwa_core.settings import RelabelStage, Setting
+from dwa_core.settings import NOT_RECORDED, RelabelStage, Setting
 from dwa_core.teacher import Teacher, fit, memory_for
 
 
@@ -69,14 +69,18 @@ def evaluate(
 ) -> dict:
     """Trains one student with `setting.seed`, tests it, and writes and returns its record.
 
-    The student sees the distilled images alone; `data.test` is used for testing and for measuring diversity only. Of
-    runs of the same setting side by side, one trains it.
+    The student sees the distilled images alone; `data.test` is used for testing and for measuring diversity only.
     """
+    return record_once(setting, lambda: train_and_record(setting, data, teacher, distilled, device))
+
+
+def record_once(setting: Setting, make: Callable[[], dict]) -> dict:
+    """What `make()` returns, the record of `setting`; of runs of the same setting side by side, one makes it."""
     before = find_record(setting)
     with store.lock("students", f"{setting.profile}-{setting.name}-seed{setting.seed}"):
         if before is None and (record := find_record(setting)) is not None:
             return record
-        return train_and_record(setting, data, teacher, distilled, device)
+        return make()
 
 
 def train_and_record(
@@ -153,7 +157,7 @@ def train_student(
 
 def student_name(setting: Setting, data: ImageData, artifacts: list[str]) -> str:
     """A name of what `setting` makes of these distilled sets and data, for checkpoints."""
-    settings = setting.model_dump(exclude={"seeds", "shown_in", "max_minutes", "device", "profile", "name"})
+    settings = setting.model_dump(exclude=NOT_RECORDED | {"device", "profile", "name"})
     identity = store.digest(settings, *artifacts, data.fingerprint)
     return f"{setting.profile}-{setting.name}-seed{setting.seed}-{identity}"
 

@@ -23,9 +23,16 @@ Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]  # part of file names
-Product = Annotated[str, Field(pattern=r"^(table|figure|what)-[a-z0-9-]+$")]  # table-1, figure-gain: a target of make
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+# Patterns of texts, and what a message says of them.
+NAME, PROFILE, PRODUCT = r"^[A-Za-z0-9][A-Za-z0-9._-]*$", r"^[a-z0-9-]+$", r"^(table|figure|what)-[a-z0-9-]+$"
+ALLOWED = {
+    NAME: "only letters, digits, '-', '_' and '.', and none of the last three at the beginning",
+    PROFILE: "only small letters, digits and '-'",
+    PRODUCT: "must be a table or figure as make calls it, such as table-1 or figure-gain",
+}
+Name = Annotated[str, Field(pattern=NAME)]  # part of file names
+Product = Annotated[str, Field(pattern=PRODUCT)]
 
 
 SETTINGS = Path(__file__).resolve().parents[1] / "settings"
@@ -131,7 +138,7 @@ NOT_RECORDED = {"seeds", "shown_in", "max_minutes"}
 class Setting(Strict):
     """Every number of one run."""
 
-    profile: Annotated[str, Field(pattern=r"^[a-z0-9-]+$")]
+    profile: Annotated[str, Field(pattern=PROFILE)]
     name: Name
     preset: str
     dataset: Name
@@ -248,7 +255,7 @@ def first_line_of(error: ValidationError) -> str:
     if details["type"] == "model_type":
         allowed = "must hold keys and values"
     if details["type"] == "string_pattern_mismatch":
-        allowed = "only letters, digits, '-', '_' and '.', and no '.' at the beginning"
+        allowed = ALLOWED[details["ctx"]["pattern"]]
     return f"{key}: {shown(details['input'])} is not allowed; {allowed}{hint}"
 
 

@@ -25,6 +25,9 @@ GATED = {
 }
 RESIDENT_SIDE = 64  # pixels; larger images stay in their files, and those are not read whole to tell them apart
 TEST_SHARE = 0.2  # of the images of a folder without a test part
+# What a part may be called, in the order in which it is looked for. Validation before test: ImageNet keeps the labels
+# of its test part back.
+PARTS = {"train": ["train"], "test": ["valid", "val", "validation", "test"]}
 
 datasets.disable_progress_bars()
 huggingface_hub.logging.set_verbosity_error()  # where there is no network, the last try's error says all
@@ -48,8 +51,7 @@ def open_parts(name: str, side: int) -> tuple[dict[str, datasets.Dataset], list]
         raise InputError(
             f"dataset: {name!r} cannot be had from the hub ({HUB[name]}), and {where}; {first_line(error)}{access}"
         ) from None
-    # Validation before test: ImageNet keeps the labels of its test part back.
-    held_out = next(part for part in ("valid", "validation", "test") if part in found)
+    held_out = next(part for part in PARTS["test"] if part in found)
     parts = {"train": found["train"], "test": found[held_out]}
     # The cache's file names hold the revision of the hub's files.
     source = [Path(file["filename"]).parts[-3:] for part in parts.values() for file in part.cache_files]
@@ -61,19 +63,18 @@ def first_line(error: Exception) -> str:
 
 
 def open_folder(name: str, folder: Path, side: int) -> tuple[dict[str, datasets.Dataset], list]:
-    """Parquet files train-* and test-* (or valid*), or ImageFolder trees train/ and test/ (or val/).
+    """Parquet files train* and test* (or val*), or ImageFolder trees train/ and test/ (or val/, validation/).
 
     Where there are both, validation is what is tested on, as on the hub's ImageNet-1K. Of a plain tree CLASS/IMAGE,
     every fifth image of each class, drawn by seed 0, is the test part.
     """
     if folder_is_plain(folder):
         return split_tree(name, folder)
-    beginnings = {"train": ["train"], "test": ["val", "test"]}
     parts, source = {}, []
-    for part, prefixes in beginnings.items():
-        groups = [sorted(folder.glob(f"{prefix}*.parquet")) for prefix in prefixes]
+    for part, names in PARTS.items():
+        groups = [sorted(folder.glob(f"{beginning}*.parquet")) for beginning in names]
         parquet = next((files for files in groups if files), [])
-        trees = [path for prefix in prefixes for path in sorted(folder.glob(f"{prefix}*")) if path.is_dir()]
+        trees = [folder / called for called in names if (folder / called).is_dir()]
         try:
             if parquet:
                 files = [str(path) for path in parquet]
@@ -117,10 +118,16 @@ def file_identity(path: Path, side: int) -> str:
 
 
 def folder_is_plain(folder: Path) -> bool:
-    """Whether it holds class folders with images rather than parts of a data set."""
-    inside = [path for path in folder.iterdir() if path.name[0] != "."]
-    parts = [path for path in inside if path.name.startswith(("train", "val", "test"))]
-    return any(path.is_dir() for path in inside) and not parts
+    """Whether it holds class folders with images rather than parts of a data set.
+
+    A class may be called "train" too: beside other folders, one with a part's name is a part if it holds folders.
+    """
+    names = [name for part in PARTS.values() for name in part]
+    if any(path for name in names for path in folder.glob(f"{name}*.parquet")):
+        return False
+    inside = [path for path in folder.iterdir() if path.is_dir() and path.name[0] != "."]
+    parts = [path for path in inside if path.name in names]
+    return len(parts) < len(inside) and not any(within.is_dir() for part in parts for within in part.iterdir())
 
 
 def split_tree(name: str, folder: Path) -> tuple[dict[str, datasets.Dataset], list]:

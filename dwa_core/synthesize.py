@@ -276,21 +276,26 @@ def synthesize(
     prepared = prepare(setting, data, teacher, device, chosen, indices, skip=len(done))
 
     def attempt(size: int) -> None:
+        zeros = torch.zeros(size, 3, side, side, device=device)
+        labels = torch.zeros(size, dtype=torch.long, device=device)
+        whole = augment.whole_views(torch.zeros(1, 2), side)[0]
+        adjust_weights(models.frozen_copy(teacher), zeros, labels, whole, stage.adjustment, stage.rho, 1)
         twin = models.frozen_copy(teacher)
         terms = BatchNormTerms(match_statistics(twin), stage.r_var)
-        zeros = torch.zeros(size, 3, side, side, device=device, requires_grad=True)
+        zeros.requires_grad_(True)
         with models.autocast(device, models.choose_precision(setting.precision, device)):
             logits = twin(zeros)
         torch.autograd.grad(logits.sum() + terms().sum(), zeros)
 
     progress = tqdm(desc="synthesis", unit="image", total=len(indices) * classes, initial=len(done), file=sys.stdout)
-    while batches := list(itertools.islice(prepared, len(unfinished) or at_once)):
-        for batch, tensors in zip(batches, unfinished, strict=False):
-            for name, tensor in batch.tensors().items():
-                tensor.copy_(tensors[name])
-        unfinished = []
-        save = functools.partial(save_progress, checkpoint, done, batches, losses_of_first)
-        with guard.enough_memory("synthesis.classes_per_batch", len(batches[0].labels), attempt):
+    while len(done) < len(indices) * classes:
+        with guard.enough_memory("synthesis.classes_per_batch", min(stage.classes_per_batch, classes), attempt):
+            batches = list(itertools.islice(prepared, len(unfinished) or at_once))
+            for batch, tensors in zip(batches, unfinished, strict=False):
+                for name, tensor in batch.tensors().items():
+                    tensor.copy_(tensors[name])
+            unfinished = []
+            save = functools.partial(save_progress, checkpoint, done, batches, losses_of_first)
             optimise(batches, checkpoint.due, save)
         losses_of_first = losses_of_first or batches[0].losses.tolist()
         for batch in batches:

@@ -22,6 +22,10 @@ def main(profile: str) -> int:
     except settings.InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    folder = settings.root() / "results" / profile
+    if not folder.is_dir():
+        print(f"error: {folder}: there is nothing yet; make reproduce PROFILE={profile} makes it", file=sys.stderr)
+        return 1
     records = verify.records(profile)
     lines = verify.artifacts() + records
     # Tables cannot be rendered from records that cannot be read.

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dwa_core import batches, continual, data, relabel, store, synthesize, teacher, verify
+from dwa_core import batches, continual, data, relabel, settings, stop, store, synthesize, teacher, verify
 from dwa_core.batches import Resident
 
 
@@ -223,3 +223,31 @@ def test_stopped_run_goes_on_where_it_was(setting_of, digits, cpu, monkeypatch, 
     assert len(students) == 3  # those of tasks 1 and 2 are done
     assert epochs == [0, 1, 0, 1, 2]  # the first is drawn again, but not trained on
     assert without_times(resumed) == without_times(unbroken)
+
+
+def test_run_stopped_between_two_students_leaves_no_checkpoint_of_the_first(setting_of, digits, cpu, monkeypatch):
+    setting, save = setting_of(), store.Checkpoint.save
+
+    def stopping(self, tensors, state):
+        save(self, tensors, state)
+        if self.path.name.startswith("tasks-"):
+            raise stop.StoppedError("stopped")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store.Checkpoint, "save", stopping)
+        with pytest.raises(stop.StoppedError):
+            evaluated(setting, digits, cpu)
+        (left,) = (settings.root() / "artifacts" / "checkpoints").iterdir()
+        assert left.name.startswith("tasks-")
+    assert [entry["classes_seen"] for entry in evaluated(setting, digits, cpu)["tasks"]] == [2, 4, 6, 8, 10]
+
+
+def test_run_waits_for_another_of_the_same_setting(setting_of, digits, cpu):
+    setting = setting_of()
+    stop.start_budget(0.1 / 60)
+    waited = pytest.raises(stop.StoppedError, match="max_minutes")
+    try:
+        with store.lock("students", "test-tiny-seed0"), waited:
+            continual.evaluate(setting, digits, [], [], [], cpu)
+    finally:
+        stop.start_budget(None)

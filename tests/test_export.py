@@ -126,11 +126,19 @@ def test_export_refuses_what_it_cannot_do_and_leaves_nothing(shared_set, tmp_pat
     with refused("nothing-ipc1-x: no such distilled set under artifacts/ or results/artifacts/"):
         export.export("nothing-ipc1-x", tmp_path / "out", "parquet")
     with refused("top-k: 11", "10 classes"):
-        export.export(distilled.artifact, tmp_path / "out", "parquet", "one", top_k=11)
-    assert not (tmp_path / "out").exists()
+        export.export(distilled.artifact, tmp_path / "new" / "out", "parquet", "one", top_k=11)
+    assert list((tmp_path / "new").iterdir()) == []
     (tmp_path / "out").mkdir()
     with refused("out", "already"):
         export.export(distilled.artifact, tmp_path / "out", "parquet")
+
+
+def test_export_to_where_nothing_can_be_written_ends_with_one_line(shared_set, tmp_path, monkeypatch, capsys):
+    _, distilled, _ = shared_set
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(sys, "argv", ["export", distilled.artifact, "--to", str(tmp_path / "file" / "out")])
+    assert export.main() == 1
+    assert capsys.readouterr().err == f"error: {tmp_path / 'file' / 'out'}: cannot be written; Not a directory\n"
 
 
 def test_soft_labels_larger_than_the_disk_are_refused_before_any_work(shared_set, tmp_path, monkeypatch, refused):

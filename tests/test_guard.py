@@ -105,7 +105,7 @@ def test_batch_that_does_not_fit_is_refused_with_one_that_does(room, advice, ref
         run()
 
 
-@pytest.mark.parametrize("stage", ["teacher", "synthesis", "relabel"])
+@pytest.mark.parametrize("stage", ["teacher", "weight adjustment", "synthesis", "relabel"])
 def test_every_stage_says_which_batch_would_fit(stage, digits, tiny_teacher, tiny_setting, cpu, monkeypatch, refused):
     """A network for whose activations of more than 5 images there is no room."""
 
@@ -113,13 +113,12 @@ def test_every_stage_says_which_batch_would_fit(stage, digits, tiny_teacher, tin
         if len(inputs[0]) > 5 and torch.is_grad_enabled():
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    if stage == "synthesis":
+    if stage in ("weight adjustment", "synthesis"):
         network = models.frozen_copy(tiny_teacher.network)
         network.register_forward_pre_hook(crowded)
+        setting = tiny_setting(synthesis={"adjustment": "directed" if stage == "weight adjustment" else "none"})
         with refused("synthesis.classes_per_batch: a batch of 10 does not fit", "; 5 would"):
-            synthesize.synthesize(
-                tiny_setting(synthesis={"adjustment": "none"}), digits, network, cpu, store.Checkpoint("crowded")
-            )
+            synthesize.synthesize(setting, digits, network, cpu, store.Checkpoint("crowded"))
         return
     build = models.build
 

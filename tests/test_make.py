@@ -1,5 +1,6 @@
 """The Makefile by dry runs: which records, tables and figures each target asks for."""
 
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -140,6 +141,21 @@ def test_hyper_parameters_are_written_whoever_names_their_table(of_ones_own):
     write("a", "shown_in: [table-6]\n")
     assert planned(folder, "reproduce")[1] == {"table-6"}
     assert planned(folder, "reproduce", profile="another")[1] == {"table-6"}
+
+
+@pytest.mark.parametrize("source", ["presets.py", "published/published_results.csv"])
+def test_table_is_made_anew_when_what_it_shows_has_changed(source, of_ones_own):
+    folder, write = of_ones_own
+    write("a", "shown_in: [table-6]\n")
+    for name in ("results/mine/a-seed0.json", "results/mine/table_06.md", "results/mine/table_06.csv"):
+        (folder / name).touch()
+    (folder / "dwa_core" / "published").mkdir(parents=True)
+    assert planned(folder, "table-6") == (set(), set())
+    changed = folder / "dwa_core" / source
+    changed.touch()
+    later = (folder / "results/mine/table_06.md").stat().st_mtime + 2
+    os.utime(changed, (later, later))
+    assert planned(folder, "table-6") == (set(), {"table-6"})
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,12 @@ def test_plain_folder_gets_a_test_part_of_every_class_that_is_always_the_same(pi
     assert data.load("own", tiny_setting().images, cpu).fingerprint == found.fingerprint
 
 
+@pytest.mark.parametrize("name", ["train", "test", "valley", "testudo"])
+def test_class_may_be_called_as_a_part_is(name, pictures, cpu, tiny_setting):
+    (pictures / "dark").rename(pictures / name)
+    assert data.load("own", tiny_setting().images, cpu).classes == ["bright", name]
+
+
 def test_class_too_small_for_both_parts_is_refused(pictures, cpu, tiny_setting, refused):
     for path in list((pictures / "dark").iterdir())[1:]:
         path.unlink()
@@ -102,16 +108,17 @@ def test_settings_of_another_call_are_refused_and_a_name_of_its_own_helps(pictur
         own.write_settings(own.settings_for("own", "convnet-8", 1, {"teacher": {"epochs": 3}}))
 
 
-def test_record_of_other_images_of_the_same_colours_is_refused(pictures, cpu, refused, bare_record):
-    parameters = own.settings_for("own", "convnet-8", 1, {"device": "cpu"})
+@pytest.mark.parametrize("differences", [{"device": "cpu"}, {"device": "cpu", "validation": 0.25}])
+def test_record_of_other_images_of_the_same_colours_is_refused(differences, pictures, cpu, refused, bare_record):
+    parameters = own.settings_for("own", "convnet-8", 1, differences)
     setting = settings.resolve(parameters)
-    found = data.load("own", setting.images, cpu)
+    found = data.load("own", setting.images, cpu, validation=setting.validation)
     record = bare_record(setting, data={"fingerprint": found.fingerprint})
     setting.record_path().parent.mkdir(parents=True)
     store.write_json(setting.record_path(), record)
     assert own.write_settings(parameters).is_file()
     (pictures / "dark").rename(pictures / "gloomy")  # after bright, as before: another class of the same images
-    again = own.settings_for("own", "convnet-8", 1, {"device": "cpu"})
+    again = own.settings_for("own", "convnet-8", 1, differences)
     assert again == parameters
     with refused(str(setting.record_path()), "fingerprint", f"{found.fingerprint[:10]} there"):
         own.write_settings(again)

@@ -30,9 +30,8 @@ def record(of: settings.Setting, **seconds: float) -> dict:
 
 
 def estimated(wanted: settings.Setting, *records: dict, device: str = DEVICE) -> dict:
-    known = plan.sizes(list(records))
-    size = known.get((wanted.dataset, wanted.images.side))
-    return plan.seconds(wanted, size, plan.seconds_per_pass(list(records), known), device)
+    size = plan.size_of(wanted, plan.sizes(list(records)))
+    return plan.seconds(wanted, size, plan.seconds_per_pass(list(records)), device)
 
 
 MEASURED = {"teacher": 302.0, "synthesis": 15.0, "student": 22.0}
@@ -89,6 +88,19 @@ def test_students_of_several_tasks_see_the_sets_of_the_classes_so_far():
     expected = estimated(setting(tasks=5), record(setting(), **MEASURED))
     assert expected["student"] == pytest.approx(3 * MEASURED["student"])
     assert expected["teacher"] == pytest.approx(MEASURED["teacher"])
+
+
+def test_records_of_a_validation_part_say_nothing_of_the_whole():
+    whole, held_out = record(setting(), **MEASURED), record(setting(validation=0.5), **MEASURED)
+    held_out["data"] = {"training_images": 500, "test_images": 500, "classes": 10, "fingerprint": "half"}
+    known = plan.sizes([whole, held_out])
+    assert plan.size_of(setting(), known) == plan.Size(**SIZE)
+    assert plan.size_of(setting(validation=0.5), known) == plan.Size(**held_out["data"])
+    assert plan.size_of(setting(validation=0.2), known) == plan.Size(800, 200, 10, "not recorded yet")
+    # Half the images in the same time: each took twice as long.
+    assert estimated(setting(), held_out)["synthesis"] is None, "the size of the whole is not known"
+    rate = plan.seconds_per_pass([held_out])[plan.workload(setting(), "teacher", DEVICE)]
+    assert rate == pytest.approx(302.0 / (3 * 10 * 500 + 500))
 
 
 def test_costs_of_a_data_set_that_was_never_read_are_not_known(monkeypatch):

@@ -48,6 +48,12 @@ def test_committed_results_are_as_they_say(profile, problems, capsys):
     assert problems(capsys, profile) == []
 
 
+def test_profile_that_was_never_run_is_said_to_have_nothing(problems, lite, capsys):
+    assert problems(capsys, "paper") == [
+        f"error: {lite / 'paper'}: there is nothing yet; make reproduce PROFILE=paper makes it"
+    ]
+
+
 def changed(path, change) -> None:
     record = json.loads(path.read_text())
     change(record)
