@@ -1,7 +1,9 @@
 """How time and memory of synthesis grow with ipc, classes and side; `make bench-growth` calls it.
 
 Each point runs `dwa_core.synthesize.synthesize` in a process of its own, on random images and an untrained
-network, with two iterations per batch. Writes results/bench/growth-DEVICE.json and figures/bench/growth-DEVICE.*.
+network, with two iterations per batch, or 100 on a GPU, where the first few become a graph. There, several batches run
+side by side, as synthesis has them, but for ipc 1, where there is one. Writes results/bench/growth-DEVICE.json and
+figures/bench/growth-DEVICE.*.
 """
 
 import re
@@ -16,7 +18,7 @@ from dwa_core import batches, data, figures, models, settings, store, synthesize
 
 NETWORK = "convnet-128"
 REPEATS = 3
-SMALL = {"iterations": 2, "steps": 1}
+SMALL = {"iterations": 100 if torch.cuda.is_available() else 2, "steps": 1}
 IMAGES = 1000  # in the training part, at every point
 # One thing grows at a time: (ipc, classes, side, classes per batch).
 SERIES = {

@@ -125,7 +125,6 @@ class Streamed:
             Cropped(self.dataset, v2.Compose([as_rgb, *crop, v2.PILToTensor()]), key),
             batch_sampler=[batch.tolist() for batch in chosen],
             num_workers=self.workers,
-            pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # else it draws from the global one
         )
         for images, labels in readable(loader):

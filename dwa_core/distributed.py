@@ -9,6 +9,7 @@ stores. Runs of the same settings then find the teacher. On CPUs it works too, b
 import contextlib
 import os
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -38,7 +39,8 @@ def train(setting: settings.Setting, device: torch.device) -> None:
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    # The others wait while the first one decodes the images, or for a run that trains the same teacher.
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=30))
     rank, processes = dist.get_rank(), dist.get_world_size()
     if rank > 0:
         dist.barrier()  # the first process decodes the images, and the others find them

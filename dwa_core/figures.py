@@ -234,14 +234,18 @@ def distance_bars(runs: list[Run]) -> Figure:
     """Feature distance within class of up to ten classes drawn at random, a bar for each distilled set."""
     sets = {}
     for setting, _, record in sorted(runs, key=lambda run: coupling(run.setting), reverse=True):
-        if record is not None and "diversity" in record:
+        if record is not None and None not in record.get("diversity", {}).get("feature_distance_by_class", [None]):
             label = ", ".join([METHODS[setting["method"]], *coupling(setting)])
             coefficient = setting["synthesis"]["r_bn"] * setting["synthesis"]["r_var"]
-            distances = record["diversity"]["feature_distance_by_class"]
-            sets[group_label(setting, "network"), f"{label}, $\\lambda$ {coefficient:.2g}"] = distances
-    sets = {key: distances for key, distances in sets.items() if None not in distances}
+            key = group_label(setting, "network"), f"{label}, $\\lambda$ {coefficient:.2g}"
+            sets[record["distilled"]["artifact"]] = key, record["diversity"]["feature_distance_by_class"]
     if not sets:
         return nothing_to_draw("no record with the distances of its classes yet")
+    keys = [key for key, _ in sets.values()]
+    sets = {
+        (group, label if keys.count((group, label)) == 1 else f"{label}, {name.rpartition('-')[2]}"): distances
+        for name, ((group, label), distances) in sets.items()
+    }
     panels = list(dict.fromkeys(panel for panel, _ in sets))
     figure, axes = plt.subplots(len(panels), 1, figsize=(9, 0.5 + 3.2 * len(panels)), squeeze=False)
     for axis, panel in zip(axes[:, 0], panels, strict=True):
@@ -410,21 +414,22 @@ def embedding(runs: list[Run]) -> Figure:
         if report.variant(setting, setting["teacher"]["epochs"]) == "":
             key = (record["teacher"]["artifact"], group_label(setting, "network"))
             pairs.setdefault(key, {})[setting["method"]] = record
-    places = {group: tsne_places(pair) for (_, group), pair in pairs.items() if {"sre2l", "dwa"} <= set(pair)}
-    places = {group: found for group, found in places.items() if found is not None}
+    places = {key: tsne_places(pair) for key, pair in pairs.items() if {"sre2l", "dwa"} <= set(pair)}
+    places = {key: found for key, found in places.items() if found is not None}
     if not places:
         return nothing_to_draw("no teacher with a set of SRe2L and one of DWA on this machine")
+    groups = [group for _, group in places]
     figure, axes = plt.subplots(
         len(places), 2, figsize=(9, 0.6 + 4.2 * len(places)), squeeze=False, sharex="row", sharey="row"
     )
-    for row, (group, found) in zip(axes, places.items(), strict=True):
+    for row, ((teacher, group), found) in zip(axes, places.items(), strict=True):
         for axis, method, marker in zip(row, ("sre2l", "dwa"), ("x", "o"), strict=True):
             x, y = found["real"].T
             sns.kdeplot(x=x, y=y, ax=axis, levels=8, bw_adjust=0.5, cmap="Greys", linewidths=1)
             axis.scatter(*found[method].T, marker=marker, s=18, lw=1, color=DARK, zorder=3)
             axis.set(xticks=[], yticks=[], xlabel="", ylabel="")
             axis.set_title(METHODS[method])
-        row[0].set_ylabel(group)
+        row[0].set_ylabel(group if groups.count(group) == 1 else f"{group}\nteacher {teacher.rpartition('-')[2]}")
     contour = Line2D([], [], color="grey", label="density of real images")
     points = Line2D([], [], ls="", marker="x", color=DARK, label="SRe2L"), Line2D([], [], ls="", marker="o", color=DARK)
     points[1].set_label("DWA")
@@ -440,18 +445,18 @@ def tsne_places(pair: dict[str, dict]) -> dict[str, np.ndarray] | None:
     record = pair["dwa"]
     setting = as_setting(record["setting"])
     folder = store.find("teachers", record["teacher"]["artifact"])
-    device = models.choose_device("auto")
-    real = real_images(setting, record["data"]["fingerprint"], device)
     if folder is None:
         print(f"{record['teacher']['artifact']} is not on this machine, so it is not drawn")
-    if folder is None or real is None:
+        return None
+    device = models.choose_device("auto")
+    real = real_images(setting, record["data"]["fingerprint"], device)
+    if real is None:
         return None
     teacher = teachers.loaded(setting, len(real.classes), device, folder)
     splits = {"real": real.test}
     for method, made in pair.items():
-        if method in ("sre2l", "dwa"):
-            distilled = read_parquet(store.find("distilled", made["distilled"]["artifact"]))
-            splits[method] = distilled.split(device)
+        distilled = read_parquet(store.find("distilled", made["distilled"]["artifact"]))
+        splits[method] = distilled.split(device)
     logits = {}
     for name, split in splits.items():
         per_class = max(TSNE_PER_CLASS, TSNE_REAL // len(real.classes)) if name == "real" else TSNE_PER_CLASS

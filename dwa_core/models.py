@@ -1,6 +1,7 @@
 """Networks by name, and how they run: device, precision, memory format."""
 
 import copy
+import functools
 import os
 import platform
 import re
@@ -116,7 +117,7 @@ def small_shufflenet(_name: str, classes: int, _side: int) -> nn.Module:
 
 def of_timm(name: str, classes: int, side: int) -> nn.Module:
     """timm's own network for images of `side`, without weights."""
-    import timm  # here because it takes seconds, and only vision transformers need it
+    import timm  # here because it takes seconds, and few networks need it
 
     return timm.create_model(name, num_classes=classes, img_size=side)
 
@@ -133,8 +134,7 @@ def library_of(name: str) -> str | None:
 def of_library(name: str, classes: int, side: int) -> nn.Module:
     """torchvision's or timm's network as it is, without weights, for images of the side that it was made for."""
     if library_of(name) == "torchvision":
-        # Without the second output that these two train with, they are classifiers as any other.
-        single = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
+        single = {"aux_logits": False, "init_weights": True} if name in SECOND_OUTPUT else {}
         return of_torchvision(name, classes, side, **single)
     import timm
 
@@ -156,7 +156,8 @@ NETWORKS = [
     ("shufflenet_v2_x0_5", "shufflenet_v2_x0_5", {"torchvision": of_torchvision}),
     ("vit_tiny_patch16_224", "vit_tiny_patch16_224", {"torchvision": of_timm}),
 ]
-SMALLEST_SIDE = {"vgg16_bn": 32}  # five halvings
+# Without the second output that they train with, these are classifiers as any other.
+SECOND_OUTPUT = ("googlenet", "inception_v3")
 PATCH_SIDE = {"vit_tiny_patch16_224": 16}
 
 
@@ -175,23 +176,47 @@ def stems(key: str, name: str) -> dict:
     raise InputError(f"{key}: {name!r} is not a network; allowed: {known}, and what torchvision and timm have")
 
 
-def check_network(key: str, name: str, stem: str, side: int) -> None:
-    """Raises InputError if there is no network `name` with this stem for images of this side."""
+def check_stem(key: str, name: str, stem: str, side: int) -> None:
+    """Raises InputError if there is no network `name` with this stem, or its patches do not cover the side."""
     builders = stems(key, name)
     if stem not in builders:
         raise InputError(f"stem: {stem!r} is not allowed for {key} {name}; allowed: {', '.join(builders)}")
-    if side < SMALLEST_SIDE.get(name, 1):
-        raise InputError(f"images.side: {side} is not allowed for {key} {name}; at least {SMALLEST_SIDE[name]}")
     if side % PATCH_SIDE.get(name, 1):
         raise InputError(f"images.side: {side} is not allowed for {key} {name}; a multiple of {PATCH_SIDE[name]}")
 
 
+def check_network(key: str, name: str, stem: str, side: int) -> None:
+    """Raises InputError if there is no network `name` with this stem, or it does not take images of this side."""
+    check_stem(key, name, stem, side)
+    if (problem := problem_with_side(name, stem, side)) is not None:
+        raise InputError(f"images.side: {side} is not allowed for {key} {name}; {problem}")
+
+
+@functools.cache
+def problem_with_side(name: str, stem: str, side: int) -> str | None:
+    """Why the network does not take images of this side, in its library's words; None where it does."""
+    try:
+        outline(name, 2, stem, side).eval()(torch.empty(1, 3, side, side, device="meta"))
+    except NotImplementedError:  # it computes with its numbers, so this cannot be told without them
+        return None
+    except Exception as error:  # of the network's own kind
+        return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return None
+
+
 def check_teacher(name: str, stem: str, side: int) -> None:
     """Raises InputError if the network cannot be a teacher: synthesis matches the statistics of BatchNorm2d layers."""
-    with torch.device("meta"):  # its layers without their numbers
-        network = build(name, 2, stem, side, seed=0)
-    if not any(isinstance(layer, nn.BatchNorm2d) for layer in network.modules()):
+    if not any(isinstance(layer, nn.BatchNorm2d) for layer in outline(name, 2, stem, side).modules()):
         raise InputError(f"network: {name!r} has no BatchNorm2d layers, which a teacher needs; it can be a student")
+
+
+def outline(name: str, classes: int, stem: str, side: int) -> nn.Module:
+    """The network as `build` makes it, its layers and shapes without their numbers (on the device "meta")."""
+    try:
+        with torch.device("meta"):
+            return build(name, classes, stem, side, seed=0)
+    except NotImplementedError:  # a RegNet computes its widths with tensors
+        return build(name, classes, stem, side, seed=0).to("meta")
 
 
 def build(name: str, classes: int, stem: str, side: int, seed: int) -> nn.Module:
@@ -207,7 +232,7 @@ def build(name: str, classes: int, stem: str, side: int, seed: int) -> nn.Module
     Raises:
         InputError: there is no such network.
     """
-    check_network("network", name, stem, side)
+    check_stem("network", name, stem, side)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return stems("network", name)[stem](name, classes, side)
@@ -217,8 +242,13 @@ def find_weights(name: str, weights: str):
     """torchvision's entry for the published `weights` of a network, for example IMAGENET1K_V1.
 
     Raises:
-        InputError: there are none of that name.
+        InputError: there are none of that name, or they are for other inputs and outputs than ours.
     """
+    if name in SECOND_OUTPUT:
+        raise InputError(
+            f"teacher.weights: {weights!r} is not allowed for {name}, whose published weights take images normalised "
+            "in another way; null trains one"
+        )
     try:
         return torchvision.models.get_model_weights(name)[weights]
     except (ValueError, KeyError) as error:
@@ -360,15 +390,15 @@ class Graphed:
     def __init__(self, function: Callable, device: torch.device):
         self.function, self.device = function, device
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self.inputs = self.graph = None
-        self.calls = 0
+        self.inputs, self.graph, self.calls = [], None, 0
 
     def __call__(self, *inputs: torch.Tensor) -> None:
         if self.stream is None:
             self.function(*inputs)
             return
-        if self.inputs is None:
-            self.inputs = [tensor.clone() for tensor in inputs]
+        # Larger than before: a run may have gone on just before the smaller last batch of an epoch.
+        if self.graph is None and sum(map(len, inputs)) > sum(map(len, self.inputs)):
+            self.inputs, self.calls = [tensor.clone() for tensor in inputs], 0
         self.stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self.stream):
             if [tensor.shape for tensor in inputs] != [tensor.shape for tensor in self.inputs]:
@@ -388,7 +418,8 @@ class Graphed:
             return
         if self.graph is None:
             self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph, stream=self.stream):
+            # Other threads, such as a DataLoader's, may go on with the device meanwhile.
+            with torch.cuda.graph(self.graph, stream=self.stream, capture_error_mode="thread_local"):
                 self.function(*self.inputs)
         self.graph.replay()
 

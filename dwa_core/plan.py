@@ -13,8 +13,6 @@ import sys
 from collections import Counter, defaultdict
 from typing import NamedTuple
 
-import torch
-
 from dwa_core import distilled, models, report, settings, store, teacher
 from dwa_core.data import place_for, told_place
 from dwa_core.records import as_setting, read_record
@@ -152,11 +150,10 @@ def costs(setting: Setting) -> list[str]:
     ]
     if size is None:
         return [*lines, f"disk and memory: not known before {setting.dataset} has been read once"]
-    with torch.device("meta"):  # shapes alone
-        networks = [
-            models.build(name, size.classes, setting.stem, setting.images.side, seed=0)
-            for name in (setting.network, setting.student)
-        ]
+    networks = [
+        models.outline(name, size.classes, setting.stem, setting.images.side)
+        for name in (setting.network, setting.student)
+    ]
     weights, student = (sum(parameter.numel() for parameter in network.parameters()) for network in networks)
     image = 3 * setting.images.side**2
     real, synthetic = (size.training_images + size.test_images) * image, setting.ipc * size.classes * image

@@ -257,7 +257,7 @@ def read_json(path: Path):
 class Checkpoint:
     """The state of an unfinished stage: tensors, what is done, and the seconds it took; written on a clock.
 
-    Of processes that share a stage, one has it written; the others only read it and stop as it does.
+    Of processes that share a stage, one has it written; the others only read it, and are ended when that one stops.
     """
 
     def __init__(self, name: str, written: bool = True):
@@ -291,7 +291,8 @@ class Checkpoint:
 
     def due(self) -> bool:
         """Whether CHECKPOINT_SECONDS have passed since the last one, or the run has to stop."""
-        return time.monotonic() - self.saved >= CHECKPOINT_SECONDS or stop.reason() is not None
+        late = time.monotonic() - self.saved >= CHECKPOINT_SECONDS
+        return self.written and (late or stop.reason() is not None)
 
     def save(self, tensors: dict[str, torch.Tensor], state: dict) -> None:
         """Replaces the checkpoint; `state` is what JSON can hold.
@@ -299,13 +300,12 @@ class Checkpoint:
         Raises:
             StoppedError: the run has to stop, and can now.
         """
-        if self.written:
-            state = {**state, "seconds": self.seconds()}
-            tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-            text = canonical_json({**state, "checksum": fingerprint(tensors, [self.path.name, state])})
-            packed = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
-            with replacing(self.path) as temporary:
-                save_file(tensors | {"state": packed}, temporary)
+        state = {**state, "seconds": self.seconds()}
+        tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        text = canonical_json({**state, "checksum": fingerprint(tensors, [self.path.name, state])})
+        packed = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+        with replacing(self.path) as temporary:
+            save_file(tensors | {"state": packed}, temporary)
         self.saved = time.monotonic()
         if (reason := stop.reason()) is not None:
             stop.unlisten()

@@ -201,6 +201,12 @@ class ImageOptimisation:
         losses = self.losses[: int(self.iteration)]
         guard.check_synthesis(self.stage, losses, self.terms, self.usual_terms, self.images, self.black, self.white)
 
+    def release(self) -> None:
+        """Lets go of the activations that the statistics of a broken-off iteration keep for their backward pass."""
+        self.terms = None
+        for layer in self.terms_of.layers:
+            layer.mean = layer.variance = None
+
     def tensors(self) -> dict[str, torch.Tensor]:
         """All that a checkpoint must hold beside what the setting determines; `copy_` into them to go on."""
         state = self.optimizer.state[self.images]
@@ -235,8 +241,13 @@ def optimise(
     steps = [models.Graphed(batch.step, batch.device) for batch in batches]
     iterations = len(batches[0].views)
     for iteration in range(int(batches[0].iteration), iterations):
-        for step in steps:
-            step()
+        try:
+            for step in steps:
+                step()
+        except torch.OutOfMemoryError:
+            for batch in batches:
+                batch.release()
+            raise
         is_due = due()
         if is_due or (iteration + 1) % guard.CHECK_EVERY == 0 or iteration + 1 == iterations:
             for step, batch in zip(steps, batches, strict=True):

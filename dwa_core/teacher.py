@@ -95,7 +95,7 @@ def train_and_store(setting: Setting, data: ImageData, device: torch.device, nam
         network = models.on_device(network, device)
         # All that fit does to the network itself holds for its wrapper, which only averages the gradients.
         shared = nn.parallel.DistributedDataParallel(network) if processes > 1 else network
-        with memory_for("teacher", stage, network, images.side, device, precision):
+        with memory_for("teacher", stage, network, images.side, device, precision, processes):
             curve = fit(
                 network,
                 stage,
@@ -306,11 +306,24 @@ def restore_random_state(tensors: dict[str, torch.Tensor], device: torch.device)
         torch.cuda.set_rng_state(tensors["random.cuda"].cpu(), device)
 
 
-def memory_for(key: str, stage: Training, network: nn.Module, side: int, device: torch.device, precision: torch.dtype):
-    """Context for `fit`: what it does not have GPU memory for ends with the batch size that would fit."""
+def memory_for(
+    key: str,
+    stage: Training,
+    network: nn.Module,
+    side: int,
+    device: torch.device,
+    precision: torch.dtype,
+    processes: int = 1,
+):
+    """Context for `fit`: what it does not have GPU memory for ends with the batch size that would fit.
+
+    Args:
+        processes: how many share each batch, with a GPU each.
+    """
 
     def attempt(size: int) -> None:
-        images = torch.zeros(size, 3, side, side, device=device).contiguous(memory_format=torch.channels_last)
+        own = -(-size // processes)
+        images = torch.zeros(own, 3, side, side, device=device).contiguous(memory_format=torch.channels_last)
         with models.autocast(device, precision):
             outputs = network.train()(images)
         outputs.float().sum().backward()

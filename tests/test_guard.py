@@ -7,7 +7,7 @@ import signal
 import pytest
 import torch
 
-from dwa_core import guard, models, relabel, report, stop, store, synthesize, teacher
+from dwa_core import guard, initialise, models, relabel, report, stop, store, synthesize, teacher
 from dwa_core.batches import Resident
 
 
@@ -138,6 +138,20 @@ def test_every_stage_says_which_batch_would_fit(stage, digits, tiny_teacher, tin
         distilled = synthesize.synthesize_or_load(setting, digits, tiny_teacher, cpu)
         with refused("relabel.batch_size: a batch of 8 does not fit", "; 4 would"):
             relabel.evaluate(setting, digits, tiny_teacher, distilled, cpu)
+
+
+def test_what_broke_off_for_want_of_memory_keeps_no_activations(digits, tiny_teacher, tiny_setting, cpu):
+    setting = tiny_setting()
+    chosen = initialise.draw_real(digits.train, 10, 1, seed=0)
+    (batch,) = synthesize.prepare(setting, digits, tiny_teacher.network, cpu, chosen, range(1), skip=0)
+
+    def short_of_memory(module, inputs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    batch.network[-1].register_forward_pre_hook(short_of_memory)
+    with pytest.raises(torch.OutOfMemoryError):
+        synthesize.optimise([batch])
+    assert [layer.mean for layer in batch.terms_of.layers] == [None] * 3
 
 
 # ------------------------------------------------------------------------------- signals and time budgets

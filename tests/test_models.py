@@ -164,13 +164,20 @@ def test_every_student_learns_a_batch_of_cifar_shape(name, stem):
     [
         ("shufflenet_g2", "torchvision", 224, ["stem", "shufflenet_g2", "small"]),
         ("shufflenet_v2_x0_5", "small", 32, ["stem", "shufflenet_v2_x0_5", "torchvision"]),
-        ("vgg16_bn", "small", 16, ["images.side: 16", "vgg16_bn", "32"]),
+        ("vgg16_bn", "small", 16, ["images.side: 16", "vgg16_bn", "Output size is too small"]),
+        ("vit_b_16", "torchvision", 32, ["images.side: 32", "vit_b_16", "Wrong image height! Expected 224"]),
         ("vit_tiny_patch16_224", "torchvision", 72, ["images.side: 72", "vit_tiny_patch16_224", "16"]),
     ],
 )
 def test_stem_or_side_that_a_network_does_not_have_is_refused(name, stem, side, texts, refused):
     with refused(*texts, "student"):
         models.check_network("student", name, stem, side)
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_published_weights_for_other_inputs_are_refused(name, refused):
+    with refused("teacher.weights: 'IMAGENET1K_V1'", name, "null trains one"):
+        models.find_weights(name, "IMAGENET1K_V1")
 
 
 def test_network_without_batchnorm_is_refused_as_a_teacher(refused):

@@ -197,7 +197,8 @@ def test_network_of_a_library_is_built_by_its_name_and_seed(name):
 
 
 def test_network_without_batchnorm_is_refused_as_teacher(refused):
-    for name in ("mobilenet_v3_small", "googlenet", "mobilenetv3_small_050", "densenet121", "regnety_002"):
+    for name in ("mobilenet_v3_small", "googlenet", "mobilenetv3_small_050", "densenet121", "regnet_y_400mf"):
+        models.check_network("network", name, "torchvision", 64)
         models.check_teacher(name, "torchvision", 64)
     with refused("'alexnet'", "BatchNorm2d"):
         models.check_teacher("alexnet", "torchvision", 224)

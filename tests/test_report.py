@@ -395,6 +395,16 @@ def test_distance_bars_show_the_same_classes_of_both_sets(add):
     assert coupled == pytest.approx([0.1 + label / 100 for label in classes])
 
 
+def test_distance_bars_of_sets_that_differ_otherwise_are_all_drawn_and_told_apart(add):
+    for name, teacher in (("longer", {"epochs": 20}), ("shorter", {"epochs": 10})):
+        by_class = {"diversity": {"feature_distance_by_class": [0.5] * 10}}
+        add(name, 40.0, 41.0, seeds=[0, 1], teacher=teacher, record=by_class)
+    (axis,) = figures.distance_bars(report.runs_of("trial", "table-1")).axes
+    labels = [container.get_label() for container in axis.containers]
+    assert len(labels) == 2
+    assert sorted(label.split(", ")[-1] for label in labels) == ["longer", "shorter"]
+
+
 @pytest.mark.parametrize(
     "draw",
     ["accuracy_bars", "gain_bars", "variance_curves", "distance_bars", "steps_rho_map", "loss_curves", "gallery"],

@@ -202,7 +202,12 @@ BAD = {
     "standard deviation 0": ({"images": {"std": [0.2, 0.0, 0.2]}}, "images.std", "0.0"),
     "mean that is no number": ({"images": {"mean": [0.5, float("nan"), 0.5]}}, "images.mean", "nan"),
     "two channels": ({"images": {"mean": [0.5, 0.5]}}, "images.mean", "[0.5, 0.5]"),
-    "a product that make cannot have": ({"shown_in": ["chart-1"]}, "shown_in", "'chart-1'", "must be a table or figure"),
+    "a product that make cannot have": (
+        {"shown_in": ["chart-1"]},
+        "shown_in",
+        "'chart-1'",
+        "must be a table or figure",
+    ),
     "name with a slash": ({"name": "a/b"}, "name", "'a/b'"),
     "key of several lines": ({"ipc\nseed": 1}, "unknown key"),
     "value of several lines": ({"method": "dwa\nsre2l"}, "method", "dwa"),
