@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from dwa_core import settings
+from dwa_core import settings_files
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 TIMES = ("seconds", "finished")
@@ -27,18 +27,17 @@ def main() -> int:
     parser.add_argument("files", type=Path, nargs="+", help="settings/PROFILE/NAME.yaml, all of one profile")
     parser.add_argument("--workers", type=int, default=2, help="tasks at a time, at most the number of cores")
     given = parser.parse_args()
-    parameters = [(path.resolve(), settings.read(path)) for path in given.files]
-    profile = parameters[0][1]["profile"]
+    runs = list(settings_files.runs(path.resolve() for path in given.files))
+    profile = runs[0][1]["profile"]
     with tempfile.TemporaryDirectory() as name:
         temporary = Path(name)
         folder = temporary / "settings" / profile
         folder.mkdir(parents=True)
-        for path, _ in parameters:
+        for path in given.files:
             shutil.copy(path, folder)
         serial = [
-            [str(NOTEBOOKS / "run.py"), str(folder / path.name), "--seed", str(seed)]
-            for path, one in parameters
-            for seed in one.get("seeds", [0])
+            [str(NOTEBOOKS / "run.py"), str(folder / path.name), "--seed", str(parameters["seed"])]
+            for path, parameters in runs
         ]
         # So many cores to a task that as many tasks as there are workers fit on this machine.
         fleet = [str(NOTEBOOKS / "fleet.py"), str(folder), "--cpus-per-task", str(os.cpu_count() / given.workers)]

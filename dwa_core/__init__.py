@@ -2,7 +2,7 @@
 
 What is where, in the order in which data flow:
 
-- presets, settings, grid: the numbers of a run, and the settings files.
+- presets, settings, settings_files, grid: the numbers of a run, and the settings files; notebook: a notebook's own.
 - sources, data, batches, augment: real images, from files to augmented batches; own: those of a user.
 - models, teacher, distributed: networks and their training.
 - initialise, adjust, synthesize, distilled: initial images, the nudge of the weights, the optimisation, the set made;

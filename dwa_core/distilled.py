@@ -53,7 +53,7 @@ def describe(setting: Setting, data_fingerprint: str, teacher_artifact: str) -> 
     else:
         described |= {
             "mean": setting.images.mean,
-            "std": setting.images.std_after_teacher or setting.images.std,
+            "std": setting.images.distilled_std,
             "stage": changed(stage),
             "precision": setting.precision,
             "teacher": teacher_artifact,

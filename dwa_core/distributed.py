@@ -16,12 +16,13 @@ import torch
 import torch.distributed as dist
 
 from dwa_core import continual, data, guard, models, settings, stop, store, teacher
+from dwa_core.settings_files import read
 
 
 def main() -> int:
     """Trains the teacher of the settings file on the command line in the processes that torchrun started."""
     try:
-        setting = settings.resolve(settings.read(Path(sys.argv[1])))
+        setting = settings.resolve(read(Path(sys.argv[1])))
         if setting.teacher.weights is not None:
             raise settings.InputError(f"teacher.weights: {setting.teacher.weights!r} leaves nothing to be trained")
         if setting.deterministic:

@@ -114,7 +114,7 @@ def setting_of(records: list[dict], name: str) -> Setting:
 def normalisation(distilled: DistilledSet, records: list[dict]) -> tuple[list[float], list[float]]:
     """Mean and standard deviation per channel that the students of the set see it with."""
     images = setting_of(records, distilled.artifact).images
-    return images.mean, images.std_after_teacher or images.std
+    return images.mean, images.distilled_std
 
 
 # ------------------------------------------------------------------------------------------- images and card

@@ -11,9 +11,9 @@ from functools import reduce
 import yaml
 
 from dwa_core import settings
-from dwa_core.presets import DEFAULTS
+from dwa_core.settings_files import SETTINGS
 
-GRID = settings.SETTINGS / "grid.yaml"
+GRID = SETTINGS / "grid.yaml"
 # In the order of a file's lines.
 TOP_LEVEL = ("preset", "method", "ipc", "network", "student", "authors", "tasks", "validation")
 
@@ -70,7 +70,7 @@ def stripped(parameters: dict, template: str, profile: str, common: dict) -> dic
         if key and value != reduce(getattr, (stage, key), base):
             stages.setdefault(stage, {})[key] = value
             if dotted in told:
-                name += labelled(f"{stage}-{key}" if key in DEFAULTS else key, value)
+                name += labelled(f"{stage}-{key}" if key in settings.Setting.model_fields else key, value)
     name += "-authors" if base.authors else ""
     written = {key: value for key, value in top_level.items() if key == "network" or value != usual.get(key)}
     run = {"profile": profile, "name": name, **written, **stages}
@@ -87,6 +87,6 @@ def labelled(key: str, value) -> str:
 
 if __name__ == "__main__":
     for name, text in generated().items():
-        (settings.SETTINGS / name).parent.mkdir(exist_ok=True)
-        (settings.SETTINGS / name).write_text(text)
+        (SETTINGS / name).parent.mkdir(exist_ok=True)
+        (SETTINGS / name).write_text(text)
     print(f"{len(generated())} files in settings/")

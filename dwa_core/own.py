@@ -9,7 +9,8 @@ import yaml
 from dwa_core import data, models, sources
 from dwa_core.presets import merged
 from dwa_core.records import find_record
-from dwa_core.settings import InputError, read, resolve, root, shown
+from dwa_core.settings import InputError, resolve, root, shown
+from dwa_core.settings_files import read
 
 MEASURED = 2000  # images that the sizes and the colours are taken from
 # Up to which median of the images' short sides a recipe is taken, and the side in pixels that it works at.

@@ -17,6 +17,7 @@ from dwa_core import distilled, models, report, settings, store, teacher
 from dwa_core.data import place_for, told_place
 from dwa_core.records import as_setting, read_record
 from dwa_core.settings import InputError, Setting, Training
+from dwa_core.settings_files import check_profile
 
 CLASSES_IN_FULL = {"cifar10": 10, "cifar100": 100, "tiny-imagenet": 200, "imagenet-1k": 1000}
 STAGES = ("teacher", "synthesis", "student")
@@ -190,7 +191,7 @@ def gigabytes(count: float) -> str:
 
 def main(profile: str) -> None:
     """Prints a line per setting: students done of those wanted, and the hours of what is missing."""
-    settings.check_profile(profile)
+    check_profile(profile)
     records = recorded()
     known = sizes(records)
     rates = seconds_per_pass(records)

@@ -220,13 +220,3 @@ PRESETS["cifar10"]["best"] = {
     "synthesis": {"iterations": 100, "learning_rate": 0.05},
     "relabel": {"batch_size": 10, "mixing": "cutmix", "mixing_alpha": 1.0},
 }
-
-DEFAULTS = {
-    "method": "dwa",
-    "ipc": 10,
-    "authors": False,
-    "seed": 0,
-    "seeds": [0],
-    "device": "auto",
-    "precision": "auto",
-}

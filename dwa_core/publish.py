@@ -11,7 +11,8 @@ import sys
 
 from dwa_core import store
 from dwa_core.records import read_record, record_paths, students
-from dwa_core.settings import InputError, check_profile, root
+from dwa_core.settings import InputError, root
+from dwa_core.settings_files import check_profile
 
 LIMIT_MB = 25  # of one artifact
 

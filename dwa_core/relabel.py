@@ -57,9 +57,8 @@ def mixed_batches(
             what else went into the mixture.
     """
     stage, images, key = setting.relabel, setting.images, (STUDENT, setting.seed, epoch)
-    std = images.std_after_teacher or images.std
     host, random = augment.host_random(*key), augment.device_random(training.device, *key, 1)
-    for inputs, labels in training.train_batches(stage, images.mean, std, *key):
+    for inputs, labels in training.train_batches(stage, images.mean, images.distilled_std, *key):
         inputs = before_mixing(inputs, labels)
         yield augment.mix(inputs, stage.mixing, stage.mixing_alpha, host, random), labels
 
@@ -131,7 +130,6 @@ def train_student(
     Returns: the curve, as teacher.fit does, and the checkpoint, to be removed once the result is stored.
     """
     stage, images = setting.relabel, setting.images
-    std = images.std_after_teacher or images.std
     # By a key, so that student 0 does not begin with the very weights that teacher 0 began with.
     first_weights = augment.key_to_seed(STUDENT, setting.seed)
     student = models.build(setting.student, len(data.classes), setting.stem, images.side, first_weights)
@@ -145,7 +143,7 @@ def train_student(
             stage,
             batches=lambda epoch: mixed_batches(setting, training, epoch, before_mixing),
             batch_loss=lambda inputs, _: batch_loss(student, inputs),
-            test_batches=lambda: data.test.test_batches(images.mean, std),
+            test_batches=lambda: data.test.test_batches(images.mean, images.distilled_std),
             device=device,
             precision=precision,
             checkpoint=checkpoint,

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from dwa_core import guard, presets, settings
+from dwa_core import guard, notebook, presets, settings, settings_files
 from dwa_core.records import find_record, students
 
 PUBLISHED = Path(__file__).parent / "published" / "published_results.csv"
@@ -45,12 +45,10 @@ def runs_of(profile: str, product: str | None = None) -> list[Run]:
     A record of other numbers than its settings file now holds counts as missing, as it does for make.
     """
     runs = []
-    for path in settings.files(profile, product):
-        parameters = settings.read(path)
-        for seed in parameters.get("seeds", [0]):
-            setting = settings.resolve({**parameters, "seed": seed})
-            command = f"make results/{profile}/{setting.record_path().name}"
-            runs.append(Run(setting.recorded(), command, find_record(setting)))
+    for _, parameters in settings_files.runs(settings_files.files(profile, product)):
+        setting = settings.resolve(parameters)
+        command = f"make results/{profile}/{setting.record_path().name}"
+        runs.append(Run(setting.recorded(), command, find_record(setting)))
     return runs
 
 
@@ -63,7 +61,7 @@ def runs_for_notebook(variables: dict, product: str) -> list[Run]:
     Raises:
         InputError: an unknown parameter, or a profile without settings.
     """
-    profile = settings.profile_from_notebook(variables)
+    profile = notebook.read_profile(variables)
     runs = runs_of(profile, product)
     missing = [run.command for run in runs if run.record is None]
     print(f"{product}: {len(runs) - len(missing)} of {len(runs)} records are there")

@@ -4,7 +4,6 @@ A settings file names a preset and what differs from it. `resolve` turns it into
 holds every number of a run, or stops with one line that names the key, the value and what is allowed.
 """
 
-import ast
 import copy
 import importlib.metadata
 import math
@@ -16,8 +15,7 @@ from typing import Annotated, Literal
 from packaging.requirements import Requirement
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from dwa_core import stop
-from dwa_core.presets import AUTHORS, DEFAULTS, PRESETS, merged
+from dwa_core.presets import AUTHORS, PRESETS, merged
 
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Count = Annotated[int, Field(ge=1)]
@@ -33,10 +31,6 @@ ALLOWED = {
 }
 Name = Annotated[str, Field(pattern=NAME)]  # part of file names
 Product = Annotated[str, Field(pattern=PRODUCT)]
-
-
-SETTINGS = Path(__file__).resolve().parents[1] / "settings"
-NOTEBOOKS = SETTINGS.with_name("notebooks")
 
 
 def root() -> Path:
@@ -63,6 +57,11 @@ class Images(Strict):
     std: Annotated[list[Positive], Field(min_length=3, max_length=3)]
     # The authors' CIFAR-10 teacher is trained with one std, its images made and relabelled with another.
     std_after_teacher: Annotated[list[Positive], Field(min_length=3, max_length=3)] | None = None
+
+    @property
+    def distilled_std(self) -> list[float]:
+        """What images are made and students trained with."""
+        return self.std_after_teacher or self.std
 
 
 class Training(Strict):
@@ -142,20 +141,20 @@ class Setting(Strict):
     name: Name
     preset: str
     dataset: Name
-    method: Literal["random-real", "sre2l", "dwa", "external"]
+    method: Literal["random-real", "sre2l", "dwa", "external"] = "dwa"
     distilled: str | None = None  # for `external`: the folder of a distilled set made elsewhere
-    ipc: Count
+    ipc: Count = 10
     network: str
     student: str
     stem: Literal["small", "torchvision"]
-    authors: bool
+    authors: bool = False
     best: bool = False
-    seed: Seed
-    seeds: Annotated[list[Seed], Field(min_length=1)]
+    seed: Seed = 0
+    seeds: Annotated[list[Seed], Field(min_length=1)] = [0]
     # The tables and figures that its records go into.
     shown_in: list[Product] = ["table-1", "figure-accuracy", "figure-losses", "figure-gallery"]
-    device: Literal["auto", "cpu", "cuda"]
-    precision: Literal["auto", "bf16", "fp32"]
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
     # Class-incremental learning: the classes come in so many tasks of equal size; 1 is all at once.
     tasks: Count = 1
     # This share of the training images is held out, and tested on instead of the test part: to choose by.
@@ -211,13 +210,14 @@ def resolve(parameters: dict) -> Setting:
         layers[1:1] = [best]
     if given.get("method") == "sre2l":
         layers[1:1] = [{"synthesis": sre2l}]
-    values = merged(DEFAULTS, *layers)
+    values = merged(*layers)
     values.setdefault("student", values["network"])
     try:
         setting = Setting.model_validate(values)
     except ValidationError as error:
         raise InputError(first_line_of(error)) from None
     check_values(setting)
+    check_environment()
     return setting
 
 
@@ -280,55 +280,30 @@ def check_values(setting: Setting) -> None:
             )
     if setting.teacher.published_weights() and setting.stem != "torchvision":
         raise InputError(f"stem: {setting.stem!r} is not allowed with teacher.weights; allowed: torchvision")
+
+
+def check_environment() -> None:
+    """Raises InputError if a variable of the environment that runs read cannot be used."""
     folder = os.environ.get("DWA_DATA")
     if folder and not Path(folder).is_dir():
         raise InputError(f"DWA_DATA: {folder!r} is not a folder; set it to the folder that holds the data sets")
-    seconds = os.environ.get("DWA_CHECKPOINT_SECONDS", "60")
-    try:
-        good = 0 <= float(seconds) < math.inf
-    except ValueError:
-        good = False
-    if not good:
-        raise InputError(f"DWA_CHECKPOINT_SECONDS: {seconds!r} is not allowed; must be a number of at least 0")
+    checkpoint_seconds()
 
 
-def from_notebook(variables: dict) -> Setting:
-    """The setting of a notebook's parameters; `variables` is its `globals()`.
+def checkpoint_seconds() -> float:
+    """Seconds between two checkpoints of a stage: $DWA_CHECKPOINT_SECONDS, or 60.
 
     Raises:
-        InputError: as `resolve`, for a network that does not exist or cannot be a teacher, and for a parameter
-            that the notebook does not know.
+        InputError: it is no number, or below 0.
     """
-    check_versions()
-    # Imported here because the runner reads settings too, and must not wait seconds for torch.
-    from dwa_core import models
-
-    known = set(Setting.model_fields)
-    check_parameters(variables, known)
-    setting = resolve({key: variables[key] for key in known if key in variables})
-    for key in ("network", "student"):
-        models.check_network(key, getattr(setting, key), setting.stem, setting.images.side)
-    models.check_teacher(setting.network, setting.stem, setting.images.side)
-    if setting.teacher.published_weights():
-        models.find_weights(setting.network, setting.teacher.weights)
-    if setting.deterministic:
-        models.use_deterministic_algorithms()
-    stop.start_budget(setting.max_minutes)
-    return setting
-
-
-def check_parameters(variables: dict, known: set[str]) -> None:
-    """Raises InputError if papermill was given a parameter that is not in `known`.
-
-    papermill writes what it was given into a cell of its own and only warns of names that the notebook
-    does not use. Jupyter keeps the text of the cells that were run in the notebook's variable `In`.
-    """
-    for cell in variables["In"]:
-        if cell.startswith("# Parameters"):
-            for node in ast.parse(cell).body:
-                for target in getattr(node, "targets", []):
-                    if target.id not in known:
-                        raise InputError(f"{target.id}: unknown parameter; allowed here: {', '.join(sorted(known))}")
+    text = os.environ.get("DWA_CHECKPOINT_SECONDS", "60")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise InputError(f"DWA_CHECKPOINT_SECONDS: {text!r} is not allowed; must be a number of at least 0")
+    return seconds
 
 
 def check_versions() -> None:
@@ -343,71 +318,3 @@ def check_versions() -> None:
             raise InputError(f"{wanted.name} is not installed; make environment installs it") from None
         if not wanted.specifier.contains(version, prereleases=True):
             raise InputError(f"{wanted.name} {version} is here, {wanted} is needed; make environment installs it")
-
-
-def profile_from_notebook(variables: dict) -> str:
-    """The profile of a table's or figure's notebook, its one parameter; `variables` is its `globals()`.
-
-    Raises:
-        InputError: an unknown parameter, or a profile without settings.
-    """
-    check_parameters(variables, {"profile"})
-    check_profile(variables["profile"])
-    return variables["profile"]
-
-
-def check_profile(profile: str) -> None:
-    """Raises InputError if there are no settings of that profile."""
-    profiles = sorted(path.name for path in SETTINGS.iterdir() if path.is_dir())
-    if profile not in profiles:
-        raise InputError(f"profile: {shown(profile)} is not known; allowed: {', '.join(profiles)}")
-
-
-def files(profile: str, product: str | None = None) -> list[Path]:
-    """The settings files of `profile`, or those of them whose records go into `product`, such as "table-1".
-
-    Raises:
-        InputError: one of them cannot be read.
-    """
-    paths = sorted((SETTINGS / profile).glob("*.yaml"))
-    if product is None:
-        return paths
-    usual = Setting.model_fields["shown_in"].default
-    return [path for path in paths if product in read(path).get("shown_in", usual)]
-
-
-def read(path: Path) -> dict:
-    """The parameters of the settings file at `path`, whose profile and name must be those of its place.
-
-    Raises:
-        InputError: the file is missing or is not a YAML mapping; one line.
-    """
-    import yaml
-
-    try:
-        text = path.read_text()
-        parameters = yaml.safe_load(text)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read; {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not YAML; {' '.join(str(error).split())}") from None
-    if not isinstance(parameters, dict):
-        raise InputError(f"{path}: not a YAML mapping of keys to values")
-    for key, expected in {"profile": path.parent.name, "name": path.stem}.items():
-        if parameters.get(key) != expected:
-            raise InputError(f"{key}: {shown(parameters.get(key))} is not allowed; {path} must say {expected}")
-    for key, example in {"seeds": "[0, 1, 2]", "shown_in": "[table-1]"}.items():
-        if key in parameters and not re.search(rf"^{key}: *\[[\w, -]*\] *$", text, re.MULTILINE):
-            value = shown(parameters[key])
-            raise InputError(f"{key}: {value} in {path} must stand on a line as in `{key}: {example}`, for make")
-    known = products()
-    for name in parameters.get("shown_in", []):
-        if name not in known:
-            raise InputError(f"shown_in: {shown(name)} in {path} has no notebook; allowed: {', '.join(known)}")
-    return parameters
-
-
-def products() -> dict[str, Path]:
-    """The tables and figures there are, as make calls them, and the notebook of each."""
-    paths = sorted(path for kind in ("table", "figure", "what") for path in NOTEBOOKS.glob(f"{kind}_*.ipynb"))
-    return {re.sub("^table-0", "table-", path.stem.replace("_", "-")): path for path in paths}

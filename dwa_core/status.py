@@ -13,7 +13,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from dwa_core import settings
+from dwa_core import settings, settings_files
 from dwa_core.records import find_record
 
 WIDTH = 100  # of a last line
@@ -76,14 +76,12 @@ def main() -> int:
     profile = " ".join(sys.argv[1:])
     counts = {}
     try:
-        settings.check_profile(profile)
-        for path in settings.files(profile):
-            parameters = settings.read(path)
-            for seed in parameters.get("seeds", [0]):
-                setting = settings.resolve({**parameters, "seed": seed})
-                state, line = state_of(setting)
-                counts[state] = counts.get(state, 0) + 1
-                print(f"{state:8} {setting.name}-seed{seed}" + (f"\n         {line}" if line else ""))
+        settings_files.check_profile(profile)
+        for _, parameters in settings_files.runs(settings_files.files(profile)):
+            setting = settings.resolve(parameters)
+            state, line = state_of(setting)
+            counts[state] = counts.get(state, 0) + 1
+            print(f"{state:8} {setting.name}-seed{setting.seed}" + (f"\n         {line}" if line else ""))
     except settings.InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -25,10 +25,9 @@ from safetensors.torch import load_file, save_file
 
 from dwa_core import stop
 from dwa_core.models import device_name
-from dwa_core.settings import root
+from dwa_core.settings import checkpoint_seconds, root
 
 FORMAT_VERSION = 1
-CHECKPOINT_SECONDS = float(os.environ.get("DWA_CHECKPOINT_SECONDS", "60"))
 LEASE_SECONDS = 60
 # Every file of an artifact but itself, in the format of sha256sum.
 SUMS = "SHA256SUMS"
@@ -290,8 +289,8 @@ class Checkpoint:
         return round(self.earlier + time.monotonic() - self.started, 1)
 
     def due(self) -> bool:
-        """Whether CHECKPOINT_SECONDS have passed since the last one, or the run has to stop."""
-        late = time.monotonic() - self.saved >= CHECKPOINT_SECONDS
+        """Whether the last one is old enough for the next, or the run has to stop."""
+        late = time.monotonic() - self.saved >= checkpoint_seconds()
         return self.written and (late or stop.reason() is not None)
 
     def save(self, tensors: dict[str, torch.Tensor], state: dict) -> None:

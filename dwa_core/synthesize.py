@@ -277,7 +277,6 @@ def synthesize(
     """
     indices = indices or range(setting.ipc)
     stage, images = setting.synthesis, setting.images
-    std = images.std_after_teacher or images.std
     classes, side = len(data.classes), images.side
     done, losses_of_first, unfinished = torch.empty(0, side, side, 3, dtype=torch.uint8), [], []
     if (found := checkpoint.load(device)) is not None:
@@ -311,7 +310,7 @@ def synthesize(
         losses_of_first = losses_of_first or batches[0].losses.tolist()
         for batch in batches:
             pixels = augment.denormalise_to_uint8(
-                batch.images.detach(), images.mean, std, rounded=stage.storage == "png"
+                batch.images.detach(), images.mean, images.distilled_std, rounded=stage.storage == "png"
             ).cpu()
             if len(done) % classes == 0:
                 watch.synthesised(checkpoint.path.stem, indices[len(done) // classes], batch.losses, pixels)
@@ -354,7 +353,6 @@ def prepare(
             those all the same.
     """
     stage, images = setting.synthesis, setting.images
-    std = images.std_after_teacher or images.std
     classes, side = len(data.classes), images.side
     precision = models.choose_precision(setting.precision, device)
     for number, index in enumerate(indices):
@@ -371,7 +369,7 @@ def prepare(
             key = (stage.seed, index, start)
             if chosen is not None:
                 pixels = data.train.pictures(chosen[index, labels.cpu()]).to(device)
-                initial = augment.normalise(augment.to_unit_range(pixels), images.mean, std)
+                initial = augment.normalise(augment.to_unit_range(pixels), images.mean, images.distilled_std)
             else:
                 random = augment.device_random(device, INITIAL_NOISE, *key)
                 initial = torch.randn(len(labels), 3, side, side, generator=random, device=device)
@@ -392,7 +390,16 @@ def prepare(
                 usual = terms_before_adjustment(teacher, initial, views[0], stage.r_var)
                 twin = models.frozen_copy(network)
                 yield ImageOptimisation(
-                    twin, initial, labels, views, stage, images.mean, std, precision, image_gradient, usual
+                    twin,
+                    initial,
+                    labels,
+                    views,
+                    stage,
+                    images.mean,
+                    images.distilled_std,
+                    precision,
+                    image_gradient,
+                    usual,
                 )
 
 

@@ -17,7 +17,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from dwa_core import settings, stop
+from dwa_core import settings, settings_files, stop
 from dwa_core.records import find_record
 
 RUNNER = Path(__file__).with_name("run.py")
@@ -88,17 +88,11 @@ def to_be_run(folder: Path) -> list[tuple[Path, dict]]:
     Raises:
         InputError: there are none, or one cannot be used.
     """
-    found = []
     files = sorted(folder.resolve().glob("*.yaml"))
     if not files:
         raise settings.InputError(f"{folder} holds no settings files")
-    for path in files:
-        parameters = settings.read(path)
-        for seed in parameters.get("seeds", [0]):
-            one = {**parameters, "seed": seed}
-            if find_record(settings.resolve(one)) is None:
-                found.append((path, one))
-    return found
+    runs = settings_files.runs(files)
+    return [(path, one) for path, one in runs if find_record(settings.resolve(one)) is None]
 
 
 def submit(as_task, wanted: list[tuple[Path, dict]], tasks_per_set: int) -> dict:

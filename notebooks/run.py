@@ -21,7 +21,7 @@ from jupyter_client.kernelspec import NoSuchKernel
 from papermill import execute_notebook
 from papermill.exceptions import PapermillExecutionError
 
-from dwa_core import settings, stop
+from dwa_core import settings, settings_files, stop
 from dwa_core.records import find_record
 from dwa_core.status import execution_lock, unfinished
 
@@ -55,9 +55,9 @@ def main() -> int:
         settings.check_versions()
         if arguments.path.suffix == ".ipynb":
             if arguments.path.stem not in OWN_PROFILE:
-                settings.check_profile(arguments.profile)
+                settings_files.check_profile(arguments.profile)
             return run(arguments.path, arguments.profile, arguments.path.stem, {"profile": arguments.profile})
-        parameters = {**settings.read(arguments.path), "seed": arguments.seed}
+        parameters = {**settings_files.read(arguments.path), "seed": arguments.seed}
         setting = settings.resolve(parameters)
         if find_record(setting) is not None:
             if setting.record_path().stat().st_mtime < arguments.path.stat().st_mtime:

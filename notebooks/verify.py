@@ -11,14 +11,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-from dwa_core import settings, verify
+from dwa_core import settings, settings_files, verify
 from dwa_core.records import record_paths
 
 
 def main(profile: str) -> int:
     """Prints one line for each difference, and for each artifact that is not at hand; returns the exit code."""
     try:
-        settings.check_profile(profile)
+        settings_files.check_profile(profile)
     except settings.InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -49,17 +49,17 @@ def render(profile: str, scratch: Path) -> list[str]:
     for path in record_paths(profile):
         (records / path.name).write_bytes(path.read_bytes())
     lines = []
-    profiles = [path.name for path in settings.SETTINGS.iterdir() if path.is_dir()]
-    for product, notebook in settings.products().items():
+    profiles = [path.name for path in settings_files.SETTINGS.iterdir() if path.is_dir()]
+    for product, notebook in settings_files.products().items():
         if product.startswith("figure-"):
             continue
         # As make has it: the tables that a setting of the profile is shown in, and those that need no settings; and an
         # empty one that somebody has asked for by its name.
         asked_for = (settings.root() / "results" / profile / f"{notebook.stem}.md").is_file()
-        needs_settings = any(settings.files(other, product) for other in profiles)
-        if needs_settings and not settings.files(profile, product) and not asked_for:
+        needs_settings = any(settings_files.files(other, product) for other in profiles)
+        if needs_settings and not settings_files.files(profile, product) and not asked_for:
             continue
-        command = [sys.executable, str(settings.NOTEBOOKS / "run.py"), str(notebook), "--profile", profile]
+        command = [sys.executable, str(settings_files.NOTEBOOKS / "run.py"), str(notebook), "--profile", profile]
         done = subprocess.run(
             command, env={**os.environ, "DWA_ROOT": str(scratch)}, capture_output=True, text=True, check=False
         )

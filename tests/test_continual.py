@@ -211,7 +211,7 @@ def test_stopped_run_goes_on_where_it_was(setting_of, digits, cpu, monkeypatch, 
                 raise RuntimeError("power cut")
         yield from original(self, *arguments)
 
-    monkeypatch.setattr(store, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setenv("DWA_CHECKPOINT_SECONDS", "0")
     monkeypatch.setattr(Resident, "train_batches", breaking)
     with pytest.raises(RuntimeError, match="power cut"):
         evaluated(setting, digits, cpu)

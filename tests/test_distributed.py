@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from dwa_core import batches, data, settings, store, teacher
+from dwa_core import batches, data, settings, settings_files, store, teacher
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -30,7 +30,7 @@ def test_two_processes_train_one_teacher_that_runs_then_find(side, tiny_setting,
     given = {"profile": "test", "name": "tiny", "preset": "digits", "network": "convnet-16", "device": "cpu"}
     given |= {"precision": "fp32", "images": {"side": side}, "teacher": {"epochs": epochs, "batch_size": 48}}
     path.write_text(yaml.safe_dump(given))
-    assert settings.resolve(settings.read(path)).teacher == setting.teacher
+    assert settings.resolve(settings_files.read(path)).teacher == setting.teacher
     done = torchrun(path, own_root)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 processes" in done.stdout

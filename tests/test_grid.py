@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from dwa_core import distilled, grid, models, settings, teacher
+from dwa_core import distilled, grid, models, settings, settings_files, teacher
 
 GENERATED = grid.generated()
 DATA_SETS = ("cifar10", "cifar100", "tiny-imagenet", "imagenet-1k")
@@ -12,12 +12,12 @@ PRINTED_COUNTS = {"tiny-imagenet": (50, 100), "imagenet-1k": (10, 50, 100)}
 
 
 def resolved(profile: str, product: str | None = None) -> list[settings.Setting]:
-    return [settings.resolve(settings.read(path)) for path in settings.files(profile, product)]
+    return [settings.resolve(settings_files.read(path)) for path in settings_files.files(profile, product)]
 
 
 @pytest.mark.parametrize("name", GENERATED)
 def test_committed_file_is_what_the_description_generates(name):
-    assert (settings.SETTINGS / name).read_text() == GENERATED[name], "run `make settings`"
+    assert (settings_files.SETTINGS / name).read_text() == GENERATED[name], "run `make settings`"
 
 
 def test_no_two_files_hold_the_same_run():
@@ -120,7 +120,7 @@ def test_cells_share_teachers_and_distilled_sets():
 
 
 def test_artifacts_of_committed_records_keep_their_names():
-    paths = sorted((settings.SETTINGS.parent / "results" / "lite").glob("*-seed*.json"))
+    paths = sorted((settings_files.SETTINGS.parent / "results" / "lite").glob("*-seed*.json"))
     assert paths
     for path in paths:
         record = json.loads(path.read_text())

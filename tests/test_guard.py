@@ -61,7 +61,7 @@ def test_synthesis_is_looked_at_before_its_end_and_before_each_checkpoint(
     synthesize.synthesize(setting, digits, tiny_teacher.network, cpu, store.Checkpoint("looked"))
     assert looked == [3, 6, 8]
     looked.clear()
-    monkeypatch.setattr(store, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setenv("DWA_CHECKPOINT_SECONDS", "0")
     synthesize.synthesize(setting, digits, tiny_teacher.network, cpu, store.Checkpoint("saved"))
     assert set(looked) == set(range(1, 9))
 
@@ -242,7 +242,7 @@ def test_dropout_draws_the_same_after_a_break(tiny_setting, digits, cpu, monkeyp
     setting = tiny_setting(network="convnet-8", teacher={"epochs": 2})
     unbroken = teacher.train_or_load(setting, digits, cpu)
     monkeypatch.setenv("DWA_ROOT", str(tmp_path / "broken"))
-    monkeypatch.setattr(store, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setenv("DWA_CHECKPOINT_SECONDS", "0")
     original, calls = Resident.train_batches, []
 
     def breaking(self, *arguments):

@@ -8,13 +8,17 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dwa_core import settings
+from dwa_core import settings, settings_files
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PROFILES = ("demo", "lite", "paper", "search")
 NOTEBOOKS = sorted(
     path.stem for kind in ("table", "what", "figure") for path in (REPOSITORY / "notebooks").glob(f"{kind}_*.ipynb")
 )
+
+
+def settings_of(profile: str) -> list[settings.Setting]:
+    return [settings.resolve(settings_files.read(path)) for path in settings_files.files(profile)]
 
 
 def product_of(notebook: str) -> str:
@@ -37,15 +41,17 @@ def runs_in(plan: str) -> set[tuple[str, int]]:
 def runs_of(profile: str, product: str | None = None) -> set[tuple[str, int]]:
     return {
         (str(path.relative_to(REPOSITORY)), seed)
-        for path in settings.files(profile, product)
-        for seed in settings.resolve(settings.read(path)).seeds
+        for path in settings_files.files(profile, product)
+        for seed in settings.resolve(settings_files.read(path)).seeds
     }
 
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_target_of_a_setting_runs_its_seeds(profile):
-    for path in (settings.files(profile)[0], settings.files(profile)[-1]):
-        expected = {(str(path.relative_to(REPOSITORY)), seed) for seed in settings.resolve(settings.read(path)).seeds}
+    for path in (settings_files.files(profile)[0], settings_files.files(profile)[-1]):
+        expected = {
+            (str(path.relative_to(REPOSITORY)), seed) for seed in settings.resolve(settings_files.read(path)).seeds
+        }
         assert runs_in(dry_run(f"results/{profile}/{path.stem}.json")) == expected
 
 
@@ -68,18 +74,13 @@ def test_reproduce_makes_every_record_and_every_product_of_the_profile(profile):
     plan = dry_run("reproduce", f"PROFILE={profile}")
     assert runs_in(plan) == runs_of(profile)
     made = set(re.findall(r"run\.py notebooks/(\w+)\.ipynb", plan))
-    shown = {name for path in settings.files(profile) for name in settings.resolve(settings.read(path)).shown_in}
+    shown = {name for setting in settings_of(profile) for name in setting.shown_in}
     hyper_parameters = {"table_06"}  # which need no settings
     assert made == {name for name in NOTEBOOKS if product_of(name) in shown} | hyper_parameters
 
 
 def test_every_product_that_a_setting_names_has_a_notebook():
-    shown = {
-        name
-        for profile in PROFILES
-        for path in settings.files(profile)
-        for name in settings.resolve(settings.read(path)).shown_in
-    }
+    shown = {name for profile in PROFILES for setting in settings_of(profile) for name in setting.shown_in}
     assert shown <= {product_of(name) for name in NOTEBOOKS}
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dwa_core import distilled, models, relabel, settings, synthesize, teacher
+from dwa_core import distilled, models, notebook, relabel, synthesize, teacher
 
 
 def weights(network: nn.Module) -> torch.Tensor:
@@ -260,9 +260,9 @@ def algorithms():
 def test_deterministic_setting_reaches_torch_and_the_names_of_artifacts(tiny_setting, monkeypatch):
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
     given = {"preset": "digits", "profile": "test", "name": "tiny"}
-    plain = settings.from_notebook({**given, "In": []})
+    plain = notebook.read_setting({**given, "In": []})
     assert not torch.are_deterministic_algorithms_enabled()
-    exact = settings.from_notebook({**given, "deterministic": True, "In": []})
+    exact = notebook.read_setting({**given, "deterministic": True, "In": []})
     assert torch.are_deterministic_algorithms_enabled()
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
     assert teacher.describe(plain, "data")[0] != teacher.describe(exact, "data")[0]

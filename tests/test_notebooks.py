@@ -15,12 +15,12 @@ import psutil
 import pytest
 import yaml
 
-from dwa_core import settings
+from dwa_core import settings, settings_files
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
 PRODUCTS = ("table_", "what_", "figure_")  # what the notebooks are called that make a table or a figure
-SETTINGS_FILES = sorted(settings.SETTINGS.glob("*/*.yaml"))
+SETTINGS_FILES = sorted(settings_files.SETTINGS.glob("*/*.yaml"))
 RECORD_FIELDS = {
     "setting",
     "accuracy",
@@ -77,7 +77,7 @@ def test_setting_notebook_knows_every_parameter_of_every_settings_file():
     known = set(papermill.inspect_notebook(str(REPOSITORY / "notebooks" / "setting.ipynb")))
     assert known == set(settings.Setting.model_fields)
     for path in SETTINGS_FILES:
-        assert set(settings.read(path)) <= known, short(path)
+        assert set(settings_files.read(path)) <= known, short(path)
 
 
 @pytest.fixture(scope="session")
@@ -205,7 +205,7 @@ def test_papermill_parameter_that_no_notebook_knows_is_the_last_line_of_its_trac
 
 
 def test_failure_inside_a_notebook_is_one_line_and_a_traceback_on_request(tmp_path, bare_record):
-    setting = settings.resolve({**settings.read(settings.SETTINGS / "demo" / "digits-dwa-ipc10.yaml"), "seed": 0})
+    setting = settings.resolve(settings_files.read(settings_files.SETTINGS / "demo" / "digits-dwa-ipc10.yaml"))
     (tmp_path / "results" / "demo").mkdir(parents=True)
     broken = json.dumps(bare_record(setting))
     (tmp_path / "results" / "demo" / "digits-dwa-ipc10-seed0.json").write_text(broken)

@@ -13,7 +13,19 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from dwa_core import data, distilled, models, own, relabel, settings, sources, store, synthesize, teacher
+from dwa_core import (
+    data,
+    distilled,
+    models,
+    own,
+    relabel,
+    settings,
+    settings_files,
+    sources,
+    store,
+    synthesize,
+    teacher,
+)
 from dwa_core.records import find_record
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -85,8 +97,8 @@ def test_what_is_said_wins_and_the_same_call_finds_its_settings(pictures, own_ro
     found = own.settings_for("own", "convnet-8", 1, said)
     path = own.write_settings(found)
     assert path == own_root / "settings" / "mine" / "own-convnet-8-dwa-ipc1.yaml"
-    assert settings.read(path) == found
-    setting = settings.resolve(settings.read(path))
+    assert settings_files.read(path) == found
+    setting = settings.resolve(settings_files.read(path))
     assert (setting.teacher.epochs, setting.images.side, setting.synthesis.rho, setting.authors) == (3, 16, 0.1, True)
     written = path.stat().st_mtime_ns
     assert own.write_settings(own.settings_for("own", "convnet-8", 1, said)) == path
@@ -101,7 +113,7 @@ def test_settings_of_another_call_are_refused_and_a_name_of_its_own_helps(pictur
     assert path.read_text() == text
     said = own.parsed_differences(["teacher.epochs=4", "name=longer"])
     longer = own.write_settings(own.settings_for("own", "convnet-8", 1, said))
-    assert (longer.name, settings.read(longer)["teacher"]["epochs"]) == ("longer.yaml", 4)
+    assert (longer.name, settings_files.read(longer)["teacher"]["epochs"]) == ("longer.yaml", 4)
     for picture in pictures.rglob("*.png"):
         Image.fromarray(255 - np.asarray(Image.open(picture))).save(picture)
     with refused(str(path), "images.mean is [0.", "delete it"):

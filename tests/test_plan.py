@@ -2,7 +2,7 @@
 
 import pytest
 
-from dwa_core import data, models, plan, settings, store
+from dwa_core import data, models, plan, settings, settings_files, store
 
 DEVICE = "Some CPU, 4 threads"
 SIZE = {"training_images": 1000, "test_images": 200, "classes": 10, "fingerprint": "copy"}
@@ -174,7 +174,7 @@ def own_profile(tmp_path, monkeypatch):
     """settings/own/ with two settings of one teacher and one distilled set, two seeds each."""
     folder = tmp_path / "settings" / "own"
     folder.mkdir(parents=True)
-    monkeypatch.setattr(settings, "SETTINGS", folder.parent)
+    monkeypatch.setattr(settings_files, "SETTINGS", folder.parent)
     for name, student in {"a": "convnet-16", "b": "convnet-8"}.items():
         (folder / f"{name}.yaml").write_text(
             f"profile: own\nname: {name}\npreset: digits\nnetwork: convnet-16\nstudent: {student}\nipc: 5\n"
@@ -186,7 +186,7 @@ def own_profile(tmp_path, monkeypatch):
 
 def test_plan_lists_done_and_missing_and_counts_what_is_shared_once(own_profile, own_root, capsys):
     device = models.device_name(models.choose_device("auto"))
-    first = settings.resolve(settings.read(own_profile / "a.yaml"))
+    first = settings.resolve(settings_files.read(own_profile / "a.yaml"))
     seconds = {"teacher": 3600.0, "synthesis": 7200.0, "student": 1800.0}
     store.write_json(first.record_path(), {**record(first, **seconds), "device": device})
     plan.main("own")
@@ -211,7 +211,7 @@ def done(profile, name: str, student: float) -> settings.Setting:
     seconds = {"teacher": 3600.0, "synthesis": 7200.0, "student": student}
     device = models.device_name(models.choose_device("auto"))
     for seed in (0, 1):
-        made = settings.resolve({**settings.read(profile / f"{name}.yaml"), "seed": seed})
+        made = settings.resolve({**settings_files.read(profile / f"{name}.yaml"), "seed": seed})
         store.write_json(made.record_path(), {**record(made, **seconds), "device": device})
     return made
 

@@ -231,7 +231,7 @@ def test_interrupted_student_goes_on_to_the_same_bits(evaluated, monkeypatch, tm
     unbroken = evaluated(**differences)
 
     monkeypatch.setenv("DWA_ROOT", str(tmp_path / "broken"))
-    monkeypatch.setattr(store, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setenv("DWA_CHECKPOINT_SECONDS", "0")
     original, epochs = Resident.train_batches, []
 
     def breaking(self, *arguments):

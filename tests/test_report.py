@@ -8,14 +8,14 @@ import pandas as pd
 import pytest
 import yaml
 
-from dwa_core import figures, page, report, settings, tables
+from dwa_core import figures, page, report, settings, settings_files, tables
 
 PAPER = {"preset": "cifar10", "network": "resnet18", "ipc": 10, "method": "dwa"}
 
 
 @pytest.fixture(autouse=True)
 def _own_settings(tmp_path, monkeypatch):
-    monkeypatch.setattr(settings, "SETTINGS", tmp_path / "settings")
+    monkeypatch.setattr(settings_files, "SETTINGS", tmp_path / "settings")
     monkeypatch.setenv("DWA_ROOT", str(tmp_path))
     yield
     plt.close("all")
@@ -33,7 +33,7 @@ def add(tmp_path):
         lines = [f"{key}: [{', '.join(map(str, parameters.pop(key)))}]" for key in ("seeds", "shown_in")]
         path.write_text("\n".join([*lines, yaml.safe_dump(parameters)]))
         for seed, accuracy in zip(seeds, accuracies, strict=False):
-            setting = settings.resolve({**settings.read(path), "seed": seed})
+            setting = settings.resolve({**settings_files.read(path), "seed": seed})
             made = {
                 "setting": setting.recorded(),
                 "accuracy": {"reported": accuracy, "last": accuracy, "best": accuracy, "top5": 99.0},

@@ -4,7 +4,7 @@ from functools import reduce
 
 import pytest
 
-from dwa_core import models, settings
+from dwa_core import models, notebook, settings, settings_files
 
 GIVEN = {"profile": "test", "name": "name"}
 
@@ -263,7 +263,7 @@ def settings_file(tmp_path):
 
 def test_settings_file_is_read_as_it_is(settings_file):
     path = settings_file("profile: lite\nname: setting\npreset: cifar10\nsynthesis: {rho: 1.0e-3}\n")
-    parameters = settings.read(path)
+    parameters = settings_files.read(path)
     assert parameters == {"profile": "lite", "name": "setting", "preset": "cifar10", "synthesis": {"rho": 0.001}}
     assert settings.resolve(parameters).synthesis.rho == 0.001
 
@@ -271,7 +271,7 @@ def test_settings_file_is_read_as_it_is(settings_file):
 def test_exponent_that_yaml_reads_as_text_is_refused_with_a_hint(settings_file, refused):
     path = settings_file("profile: lite\nname: setting\npreset: cifar10\nsynthesis: {rho: 1e-3}\n")
     with refused("synthesis.rho", "'1e-3'", "1.0e-3"):
-        settings.resolve(settings.read(path))
+        settings.resolve(settings_files.read(path))
 
 
 @pytest.mark.parametrize(
@@ -294,33 +294,33 @@ def test_exponent_that_yaml_reads_as_text_is_refused_with_a_hint(settings_file, 
 def test_bad_settings_file_is_refused_in_one_line_that_names_it(content, text, settings_file, refused):
     path = settings_file(content)
     with refused(str(path), text):
-        settings.read(path)
+        settings_files.read(path)
 
 
 def test_missing_settings_file_is_refused(tmp_path, refused):
     with refused(str(tmp_path / "lite" / "none.yaml"), "cannot be read"):
-        settings.read(tmp_path / "lite" / "none.yaml")
+        settings_files.read(tmp_path / "lite" / "none.yaml")
 
 
 def test_settings_can_be_shown_wherever_make_has_a_notebook_and_nowhere_else(settings_file):
-    products = settings.products()
+    products = settings_files.products()
     assert products["table-1"].name == "table_01.ipynb"
     assert products["table-10"].name == "table_10.ipynb"
     assert products["figure-steps-rho"].name == "figure_steps_rho.ipynb"
     assert {"table-6", "table-spread"} < products.keys()
     assert not {"table-01", "table-7", "table-8", "report", "setting"} & products.keys()
     path = settings_file(f"profile: lite\nname: setting\nshown_in: [{', '.join(products)}]\n")
-    assert settings.read(path)["shown_in"] == list(products)
+    assert settings_files.read(path)["shown_in"] == list(products)
 
 
 def test_files_of_a_product_are_those_that_name_it_or_say_nothing(settings_file, tmp_path, monkeypatch):
     path = settings_file("profile: lite\nname: setting\npreset: cifar10\n")
     other = path.with_name("other.yaml")
     other.write_text("profile: lite\nname: other\npreset: cifar10\nshown_in: [table-3, figure-variance]\n")
-    monkeypatch.setattr(settings, "SETTINGS", tmp_path)
-    assert settings.files("lite") == [other, path]
-    assert settings.files("lite", "table-3") == [other]
-    assert settings.files("lite", "table-1") == settings.files("lite", "figure-gallery") == [path]
+    monkeypatch.setattr(settings_files, "SETTINGS", tmp_path)
+    assert settings_files.files("lite") == [other, path]
+    assert settings_files.files("lite", "table-3") == [other]
+    assert settings_files.files("lite", "table-1") == settings_files.files("lite", "figure-gallery") == [path]
 
 
 # ---------------------------------------------------------------------------------------------- notebooks
@@ -331,36 +331,36 @@ NOTEBOOK = {**GIVEN, "preset": "digits", "ipc": 10, "student": None, "np": objec
 
 def test_notebook_parameters_become_a_setting():
     cells = [*NOTEBOOK["In"], "# Parameters\nipc = 3\n"]
-    setting = settings.from_notebook({**NOTEBOOK, "ipc": 3, "synthesis": {"rho": 0.5}, "In": cells})
+    setting = notebook.read_setting({**NOTEBOOK, "ipc": 3, "synthesis": {"rho": 0.5}, "In": cells})
     assert (setting.ipc, setting.synthesis.rho, setting.student) == (3, 0.5, "convnet-64")
 
 
 def test_parameter_that_papermill_does_not_know_is_refused(refused):
     cells = [*NOTEBOOK["In"], "# Parameters\nipc = 3\nipcs = 5\n"]
     with refused("ipcs: ", "ipc,"):
-        settings.from_notebook({**NOTEBOOK, "ipc": 3, "ipcs": 5, "In": cells})
+        notebook.read_setting({**NOTEBOOK, "ipc": 3, "ipcs": 5, "In": cells})
 
 
 @pytest.mark.parametrize("key", ["network", "student"])
 def test_unknown_network_is_refused_before_any_work(key, refused):
     with refused(key, "'resnet19'", "resnet18", "convnet-N"):
-        settings.from_notebook({**NOTEBOOK, key: "resnet19"})
+        notebook.read_setting({**NOTEBOOK, key: "resnet19"})
 
 
 def test_network_that_cannot_be_a_teacher_is_refused_before_any_work(refused):
     transformer = {"network": "vit_tiny_patch16_224", "stem": "torchvision", "images": {"side": 32}}
     with refused("network", "BatchNorm2d"):
-        settings.from_notebook({**NOTEBOOK, **transformer})
+        notebook.read_setting({**NOTEBOOK, **transformer})
     with refused("stem", "student", "small"):
-        settings.from_notebook({**NOTEBOOK, "student": "vit_tiny_patch16_224"})
+        notebook.read_setting({**NOTEBOOK, "student": "vit_tiny_patch16_224"})
 
 
 def test_notebook_of_a_profile_knows_profiles_and_no_other_parameter(refused):
-    settings.profile_from_notebook({"profile": "demo", "In": ["", "# Parameters\nprofile = 'demo'\n"]})
+    notebook.read_profile({"profile": "demo", "In": ["", "# Parameters\nprofile = 'demo'\n"]})
     with refused("profile", "'huge'", "demo", "lite", "paper", "search"):
-        settings.profile_from_notebook({"profile": "huge", "In": [""]})
+        notebook.read_profile({"profile": "huge", "In": [""]})
     with refused("ipc: ", "profile"):
-        settings.profile_from_notebook({"profile": "demo", "ipc": 3, "In": ["", "# Parameters\nipc = 3\n"]})
+        notebook.read_profile({"profile": "demo", "ipc": 3, "In": ["", "# Parameters\nipc = 3\n"]})
 
 
 def test_best_is_a_recipe_of_its_own_for_the_preset_that_it_was_chosen_for():

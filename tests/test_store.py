@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import dwa_core
-from dwa_core import store
+from dwa_core import settings, store
 
 
 def named(label: str) -> str:
@@ -198,7 +198,7 @@ def test_checkpoint_is_due_by_the_clock(monkeypatch, cpu):
     checkpoint = store.Checkpoint("stage")
     checkpoint.load(cpu)
     assert not checkpoint.due()
-    now[0] += store.CHECKPOINT_SECONDS + 1
+    now[0] += settings.checkpoint_seconds() + 1
     assert checkpoint.due()
     checkpoint.save({}, {})
     assert not checkpoint.due()

@@ -294,7 +294,7 @@ def test_interrupted_synthesis_goes_on_to_the_same_bits(
     unbroken = synthesize.synthesize_or_load(setting, digits, tiny_teacher, cpu)
 
     monkeypatch.setenv("DWA_ROOT", str(tmp_path / "broken"))
-    monkeypatch.setattr(store, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setenv("DWA_CHECKPOINT_SECONDS", "0")
     original, steps = synthesize.ImageOptimisation.step, []
 
     def breaking(batch):

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
-from dwa_core import models, settings, store, teacher
+from dwa_core import models, settings, teacher
 from dwa_core.batches import Resident
 
 
@@ -209,7 +209,7 @@ def test_interrupted_training_goes_on_to_the_same_bits(
     unbroken = teacher.train_or_load(setting, digits, cpu)
 
     monkeypatch.setenv("DWA_ROOT", str(tmp_path / "broken"))
-    monkeypatch.setattr(store, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setenv("DWA_CHECKPOINT_SECONDS", "0")
     original, epochs = Resident.train_batches, []
 
     def breaking(self, *arguments):

@@ -48,7 +48,7 @@ def unfinished(folder) -> list[str]:
 def test_disk_that_fills_up_ends_with_one_line_wherever_it_happens(
     checkpoint_seconds, places, small_disk, tiny_setting, cpu, monkeypatch
 ):
-    monkeypatch.setattr(store, "CHECKPOINT_SECONDS", checkpoint_seconds)
+    monkeypatch.setenv("DWA_CHECKPOINT_SECONDS", str(checkpoint_seconds))
     setting = tiny_setting(
         network="convnet-8", teacher={"epochs": 1}, synthesis={"iterations": 2}, relabel={"epochs": 1}
     )

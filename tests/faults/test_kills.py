@@ -91,7 +91,7 @@ def run_here(setting: settings.Setting, root: Path, log: Path, cpu) -> None:
     """One run in a process of its own, forked from this one so that nothing is imported anew; logs as a run does."""
     os.environ["DWA_ROOT"] = str(root)
     sys.stdout = log.open("w", buffering=1)
-    store.CHECKPOINT_SECONDS = 0.05
+    os.environ["DWA_CHECKPOINT_SECONDS"] = "0.05"
     real = data.load("digits", setting.images, cpu)
     print(f"digits: {len(real.train)} training and {len(real.test)} test images")
     trained = teacher.train_or_load(setting, real, cpu)
