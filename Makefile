@@ -124,15 +124,13 @@ status: $(ENVIRONMENT) ## which settings of PROFILE are done, running, failed or
 	@$(VENV)/bin/python -m dwa_core.status $(PROFILE)
 
 # DATA: a folder of images; NETWORK, IPC; WITH="teacher.epochs=30 seed=1": what differs from the recipe.
-NETWORK ?= resnet18
-IPC ?= 10
 distill: $(ENVIRONMENT) ## teacher, distilled set and student for your own images: DATA=folder NETWORK=resnet18 IPC=10
-	@$(VENV)/bin/python notebooks/distill.py $(if $(DATA),"$(DATA)") --network $(NETWORK) --ipc $(IPC) $(WITH)
+	@$(VENV)/bin/python notebooks/distill.py $(if $(DATA),"$(DATA)") $(if $(NETWORK),--network $(NETWORK)) \
+		$(if $(IPC),--ipc $(IPC)) $(WITH)
 
 # A set of the name SET (under artifacts/distilled/) in the format of other tools.
-FORMAT ?= imagefolder
 share: $(ENVIRONMENT) ## write the distilled set SET for other tools; FORMAT=imagefolder, parquet or tensors; SOFT_LABELS=one or epochs
-	@$(VENV)/bin/python -m dwa_core.export $(SET) --to exports/$(SET)-$(FORMAT) --format $(FORMAT) \
+	@$(VENV)/bin/python -m dwa_core.export $(SET) $(if $(FORMAT),--format $(FORMAT)) \
 		$(if $(SOFT_LABELS),--soft-labels $(SOFT_LABELS)) $(if $(TOP_K),--top-k $(TOP_K))
 
 clean: ## delete executed notebooks and caches; artifacts, records, tables and figures stay

@@ -10,5 +10,6 @@ What is where, in the order in which data flow:
 - relabel, continual, diversity: students, all classes at once or task by task, and what can be said of the set itself.
 - store, records, publish, export, verify: what is kept, shared and checked.
 - report, tables, figures, page: from records to what is shown.
-- plan, status, watch, guard, stop: hours and disk needed, progress, numbers that go wrong, stopping and going on.
+- plan, status, watch, guard, stop: hours and disk needed, progress, numbers that go wrong, stopping and going on;
+  command: how a command fails.
 """

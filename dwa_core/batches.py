@@ -43,19 +43,16 @@ class Resident:
         """One epoch, shuffled: augmented, normalised images (B, 3, H, W) and labels; it depends on `key` alone."""
         random = augment.device_random(self.device, *key)
         order = torch.randperm(len(self), generator=random, device=self.device)
+        rank, processes = self.share
         for chosen in order.split(stage.batch_size):
-            if len(chosen) == 1 < len(order):
-                continue  # BatchNorm cannot train on one image
+            if too_small(chosen, len(self), processes):
+                continue
             pixels = self.pictures(chosen)
             if stage.crop == "padded":
                 images = augment.to_unit_range(augment.padded_crop_and_flip(pixels, stage.crop_padding, random))
             else:
                 images = augment.resized_crop_and_flip(augment.to_unit_range(pixels), random)
-            rank, processes = self.share
-            if processes == 1:
-                yield augment.normalise(images, mean, std), self.labels[chosen]
-            elif len(chosen) > processes:  # no process may be left without any
-                yield augment.normalise(images[rank::processes], mean, std), self.labels[chosen[rank::processes]]
+            yield augment.normalise(images[rank::processes], mean, std), self.labels[chosen[rank::processes]]
 
     def test_batches(self, mean, std) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Every image once, in order, normalised."""
@@ -119,8 +116,7 @@ class Streamed:
         chosen = order.split(batch_size)
         if key is not None:
             rank, processes = self.share
-            # BatchNorm cannot train on one image, and no process may be left without any.
-            chosen = [batch[rank::processes] for batch in chosen if len(batch) > processes or len(self) == 1]
+            chosen = [batch[rank::processes] for batch in chosen if not too_small(batch, len(self), processes)]
         loader = DataLoader(
             Cropped(self.dataset, v2.Compose([as_rgb, *crop, v2.PILToTensor()]), key),
             batch_sampler=[batch.tolist() for batch in chosen],
@@ -130,6 +126,11 @@ class Streamed:
         for images, labels in readable(loader):
             images = images.float().div_(255).contiguous(memory_format=torch.channels_last)
             yield augment.normalise(images, mean, std), labels
+
+
+def too_small(batch: torch.Tensor, images: int, processes: int) -> bool:
+    """Whether a process would train on less than two images, as BatchNorm cannot; of one image in all, it has to."""
+    return len(batch) < 2 * processes and images > 1
 
 
 class Cropped(torch.utils.data.Dataset):

@@ -121,6 +121,7 @@ def decoded(name, parts, side: int, source, classes: list[str]) -> tuple[dict[st
         for part, dataset in parts.items():
             tensors[part] = decode(name, part, dataset, side)
             tensors[f"{part}_labels"] = torch.tensor(dataset["label"][:])
+        # Only now: an image that cannot be read leaves no file behind.
         with store.lock("data", artifact), store.new_artifact("data", artifact) as temporary:
             save_file(tensors, temporary / "images.safetensors")
             content = store.fingerprint(tensors, classes)

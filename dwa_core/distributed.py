@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from dwa_core import continual, data, guard, models, settings, stop, store, teacher
+from dwa_core.command import failed
 from dwa_core.settings_files import read
 
 
@@ -30,8 +31,7 @@ def main() -> int:
         stop.start_budget(setting.max_minutes)
         train(setting, models.choose_device(setting.device))
     except (settings.InputError, store.StorageError, guard.DivergedError, stop.StoppedError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, settings.InputError) else 1
+        return failed(error, 2 if isinstance(error, settings.InputError) else 1)
     return 0
 
 

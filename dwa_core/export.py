@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from dwa_core import augment, models, plan, relabel, store, teacher
+from dwa_core.command import failed
 from dwa_core.distilled import PARQUET, DistilledSet, read_parquet
 from dwa_core.records import as_setting
 from dwa_core.settings import InputError, Setting, root
@@ -377,22 +378,17 @@ def main() -> int:
     parser.add_argument("--format", choices=FORMATS, default="imagefolder")
     parser.add_argument("--soft-labels", choices=SOFT_LABELS, help="one per image, or one per image and epoch")
     parser.add_argument("--top-k", type=int, help="classes kept of each soft label; default: all")
-    parser.error = lambda message: sys.exit(failed(message))
+    parser.error = lambda message: sys.exit(failed(message, 2))
     given = parser.parse_args()
     target = given.to or root() / "exports" / f"{given.name}-{given.format}"
     try:
         export(given.name, target, given.format, given.soft_labels, given.top_k)
     except InputError as error:
-        return failed(str(error))
+        return failed(error, 2)
     except store.StorageError as error:
-        return failed(str(error), 1)
+        return failed(error, 1)
     print(f"written: {target}")
     return 0
-
-
-def failed(message: str, code: int = 2) -> int:
-    print(f"error: {message}", file=sys.stderr)
-    return code
 
 
 if __name__ == "__main__":

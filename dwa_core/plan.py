@@ -14,6 +14,7 @@ from collections import Counter, defaultdict
 from typing import NamedTuple
 
 from dwa_core import distilled, models, report, settings, store, teacher
+from dwa_core.command import failed
 from dwa_core.data import place_for, told_place
 from dwa_core.records import as_setting, read_record
 from dwa_core.settings import InputError, Setting, Training
@@ -74,7 +75,7 @@ def size_of(setting: Setting, known: dict[tuple[str, int, float], Size]) -> Size
     if exact is not None or whole is None:
         return exact
     held_out = round(setting.validation * whole.training_images)
-    return Size(whole.training_images - held_out, held_out, whole.classes, "not recorded yet")
+    return Size(whole.training_images - held_out, held_out, whole.classes, f"{setting.validation} not recorded yet")
 
 
 def device_kind(name: str) -> str:
@@ -239,7 +240,7 @@ def artifacts(setting: Setting, size: Size | None) -> list[tuple[str, str, str]]
 
     With several tasks there are several of each, whose names only their data give: here one name stands for all.
     """
-    fingerprint = size.fingerprint if size else "unknown"
+    fingerprint = size.fingerprint if size else f"unknown, {setting.validation} held out"
     if setting.tasks > 1:
         fingerprint += f", {setting.tasks} tasks"
     trained, _ = teacher.describe(setting, fingerprint)
@@ -251,5 +252,4 @@ if __name__ == "__main__":
     try:
         main(" ".join(sys.argv[1:]))
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(failed(error, 2))

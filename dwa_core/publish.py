@@ -10,6 +10,7 @@ import shutil
 import sys
 
 from dwa_core import store
+from dwa_core.command import failed
 from dwa_core.records import read_record, record_paths, students
 from dwa_core.settings import InputError, root
 from dwa_core.settings_files import check_profile
@@ -65,5 +66,4 @@ if __name__ == "__main__":
     try:
         publish(" ".join(sys.argv[1:]))
     except (InputError, store.StorageError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, InputError) else 1)
+        sys.exit(failed(error, 2 if isinstance(error, InputError) else 1))

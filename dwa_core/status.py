@@ -14,6 +14,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from dwa_core import settings, settings_files
+from dwa_core.command import failed
 from dwa_core.records import find_record
 
 WIDTH = 100  # of a last line
@@ -83,8 +84,7 @@ def main() -> int:
             counts[state] = counts.get(state, 0) + 1
             print(f"{state:8} {setting.name}-seed{setting.seed}" + (f"\n         {line}" if line else ""))
     except settings.InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return failed(error, 2)
     print(f"{profile}: " + ", ".join(f"{count} {state}" for state, count in sorted(counts.items())))
     return 0
 

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from dwa_core import settings
+from dwa_core.command import failed
 
 RUNNER = Path(__file__).with_name("run.py")
 
@@ -24,7 +25,7 @@ def main() -> int:
     parser.add_argument("--ipc", type=int, default=10, help="images per class; default: 10")
     differs = "key=value or stage.key=value, as in a settings file"
     parser.add_argument("differences", nargs="*", default=[], help=differs)
-    parser.error = lambda message: sys.exit(failed(message))
+    parser.error = lambda message: sys.exit(failed(message, 2))
     given = parser.parse_intermixed_args()
     try:
         # Imported here because an unknown option should not wait seconds for torch.
@@ -39,15 +40,10 @@ def main() -> int:
         parameters = own.settings_for(folder.name, given.network, given.ipc, differences)
         path = own.write_settings(parameters)
     except settings.InputError as error:
-        return failed(str(error))
+        return failed(error, 2)
     again = f"DWA_DATA={shlex.quote(str(folder.parent))} make results/{path.parent.name}/{path.stem}.json"
     print(f"settings: {path}; to run them again: {again}", flush=True)
     os.execv(sys.executable, [sys.executable, str(RUNNER), str(path), "--seed", str(parameters.get("seed", 0))])
-
-
-def failed(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
-    return 2
 
 
 if __name__ == "__main__":

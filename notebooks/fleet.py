@@ -17,7 +17,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from dwa_core import settings, settings_files, stop
+from dwa_core import plan, settings, settings_files, stop
+from dwa_core.command import failed
 from dwa_core.records import find_record
 
 RUNNER = Path(__file__).with_name("run.py")
@@ -27,9 +28,6 @@ RETRIES = 3
 PATHS = ("DWA_ROOT", "DWA_DATA", "DWA_TENSORBOARD")  # made absolute, for workers have another current folder
 PASSED_ON = ("PYTHONPATH", "HF_HOME")
 LAST_LINES = 3
-# Settings that agree in these share their teachers; those that agree in all but these, their distilled sets.
-TEACHER_KEYS = {"dataset", "network", "stem", "precision", "deterministic", "tasks", "images", "teacher"}
-STUDENT_KEYS = settings.NOT_RECORDED | {"profile", "name", "seed", "student", "relabel"}
 
 
 def main() -> int:
@@ -39,29 +37,32 @@ def main() -> int:
     parser.add_argument("--gpus-per-task", type=float, help="default: 1 where the cluster has GPUs, else 0")
     parser.add_argument("--cpus-per-task", type=float, default=1)
     parser.add_argument("--tasks-per-set", type=int, default=1, help="over which each distilled set is split, by ipc")
-    parser.error = lambda message: sys.exit(failed(message))
+    parser.error = lambda message: sys.exit(failed(message, 2))
     given = parser.parse_args()
     try:
         import ray
     except ImportError:
-        return failed("ENGINE=ray needs Ray; .venv/bin/pip install -e '.[ray]'")
+        return failed("ENGINE=ray needs Ray; .venv/bin/pip install -e '.[ray]'", 2)
     try:
         wanted = to_be_run(given.folder)
     except settings.InputError as error:
-        return failed(str(error))
+        return failed(error, 2)
     variables = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     variables |= {name: os.path.abspath(os.environ[name]) for name in PATHS if os.environ.get(name)}
     try:
         ray.init(log_to_driver=False, runtime_env={"env_vars": variables})
     except Exception as error:  # what Ray raises for a machine that does not start in time is no kind of its own
-        return failed(f"Ray cannot be started or reached; {' '.join(str(error).split())}")
+        return failed(f"Ray cannot be started or reached; {' '.join(str(error).split())}", 2)
     gpus = given.gpus_per_task
     if gpus is None:
         gpus = 1 if ray.cluster_resources().get("GPU") else 0
     print(f"{given.folder.name}: {len(wanted)} records to make on {len(ray.nodes())} machines", flush=True)
     options = {"num_cpus": given.cpus_per_task, "num_gpus": gpus, "max_retries": RETRIES}
     options["retry_exceptions"] = [stop.StoppedError]  # told to end, as when its machine is taken away
-    unfinished = submit(ray.remote(**options), wanted, given.tasks_per_set)
+    try:
+        unfinished = submit(ray.remote(**options), wanted, given.tasks_per_set)
+    except settings.InputError as error:  # a file of weights or a set made elsewhere that is not there
+        return failed(error, 2)
     failures = 0
     while unfinished:
         (done,), _ = ray.wait(list(unfinished))
@@ -75,11 +76,6 @@ def main() -> int:
         print(f"{'done  ' if code == 0 else 'FAILED'} {name}", *told, sep="\n    ", flush=True)
     print(f"{given.folder.name}: {f'{failures} failed' if failures else 'all recorded'}")
     return int(failures > 0)
-
-
-def failed(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
-    return 2
 
 
 def to_be_run(folder: Path) -> list[tuple[Path, dict]]:
@@ -102,17 +98,15 @@ def submit(as_task, wanted: list[tuple[Path, dict]], tasks_per_set: int) -> dict
     teachers, sets, records = {}, {}, {}
     for path, parameters in wanted:
         setting = settings.resolve(parameters)
-        # Where these keys tell apart what is the same artifact, two tasks meet at its lock.
-        teacher_key = repr(setting.model_dump(include=TEACHER_KEYS))
-        set_key = repr(setting.model_dump(exclude=STUDENT_KEYS))
-        if teacher_key not in teachers:
-            teachers[teacher_key] = make_teacher.remote(parameters)
-        if set_key not in sets:
-            ready, parts = teachers[teacher_key], []
+        (*_, trained), (*_, made) = plan.artifacts(setting, None)
+        if trained not in teachers:
+            teachers[trained] = make_teacher.remote(parameters)
+        if made not in sets:
+            ready, parts = teachers[trained], []
             if tasks_per_set > 1 and setting.method in ("dwa", "sre2l"):
                 parts = [make_part.remote(parameters, chosen, ready) for chosen in split(setting.ipc, tasks_per_set)]
-            sets[set_key] = make_set.remote(parameters, ready, *parts)
-        task = make_record.remote(str(path), parameters["seed"], sets[set_key])
+            sets[made] = make_set.remote(parameters, ready, *parts)
+        task = make_record.remote(str(path), parameters["seed"], sets[made])
         records[task] = f"{setting.profile}/{setting.name}-seed{setting.seed}"
     return records
 

@@ -22,6 +22,7 @@ from papermill import execute_notebook
 from papermill.exceptions import PapermillExecutionError
 
 from dwa_core import settings, settings_files, stop
+from dwa_core.command import failed
 from dwa_core.records import find_record
 from dwa_core.status import execution_lock, unfinished
 
@@ -160,12 +161,6 @@ def answered(error: Exception) -> int:
     if isinstance(error, OSError) and error.filename:
         return failed(f"{error.filename}: {error.strerror}", 1)
     return failed(f"{name}: {message} (DWA_DEBUG=1 shows the traceback)", 1)
-
-
-def failed(message: str, code: int) -> int:
-    """Says why on one line of stderr and returns `code`."""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    return code
 
 
 if __name__ == "__main__":

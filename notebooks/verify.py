@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 from dwa_core import settings, settings_files, verify
+from dwa_core.command import failed
 from dwa_core.records import record_paths
 
 
@@ -20,12 +21,10 @@ def main(profile: str) -> int:
     try:
         settings_files.check_profile(profile)
     except settings.InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return failed(error, 2)
     folder = settings.root() / "results" / profile
     if not folder.is_dir():
-        print(f"error: {folder}: there is nothing yet; make reproduce PROFILE={profile} makes it", file=sys.stderr)
-        return 1
+        return failed(f"{folder}: there is nothing yet; make reproduce PROFILE={profile} makes it", 1)
     records = verify.records(profile)
     lines = verify.artifacts() + records
     # Tables cannot be rendered from records that cannot be read.
@@ -35,7 +34,7 @@ def main(profile: str) -> int:
     for line in verify.absent(profile):
         print(line)
     for line in lines:
-        print(f"error: {line}", file=sys.stderr)
+        failed(line, 1)
     if not lines:
         count = len(record_paths(profile))
         print(f"{profile}: {count} records, their tables and all artifacts at hand are as they say")

@@ -1,12 +1,15 @@
 """Many machines: a cluster of two nodes on this machine, a worker killed in the middle, records as of a serial run."""
 
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -57,6 +60,28 @@ def test_part_that_is_missing_is_made_by_who_joins(digits, tiny_teacher, tiny_se
 
 
 # ------------------------------------------------------------------------------------------------- the cluster
+
+
+def test_runs_that_share_a_teacher_or_a_set_wait_for_one_task(tmp_path):
+    specification = importlib.util.spec_from_file_location("fleet", REPOSITORY / "notebooks" / "fleet.py")
+    fleet = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(fleet)
+    submitted = []
+
+    def as_task(function):
+        def remote(*_):
+            submitted.append(function.__name__)
+            return object()
+
+        return SimpleNamespace(remote=remote)
+
+    base = {**SHORT, "profile": "fleet", "seed": 0}
+    own_students = [{"student": "convnet-8"}, {"seed": 1}, {"relabel": {"epochs": 4}}]
+    own_sets, own_teachers = [{"ipc": 2}, {"method": "sre2l"}], [{"validation": 0.1}, {"teacher": {"epochs": 4}}]
+    wanted = [{**base, "name": str(n), **more} for n, more in enumerate([{}, *own_students, *own_sets, *own_teachers])]
+    records = fleet.submit(as_task, [(tmp_path, one) for one in wanted], 1)
+    assert len(records) == 8
+    assert Counter(submitted) == {"teacher_task": 3, "set_task": 5, "record_task": 8}
 
 
 @pytest.fixture

@@ -1,6 +1,9 @@
+"""Which real images the synthesis starts from."""
+
+import pytest
 import torch
 
-from dwa_core import initialise
+from dwa_core import diversity, initialise, synthesize
 
 
 def test_drawn_images_are_of_their_class_and_never_repeat(digits):
@@ -37,3 +40,18 @@ def test_herded_images_are_chosen_one_by_one_to_keep_their_mean_at_that_of_the_c
     assert initialise.herded(features, labels, 1, 2).tolist() == chosen[:2].tolist()
     both = initialise.herded(features, labels, 2, 1)
     assert both.tolist() == [[best, 4]]
+
+
+@pytest.mark.parametrize("initial", ["real", "herded"])
+def test_synthesis_starts_from_the_images_that_its_setting_names(initial, digits, tiny_teacher, tiny_setting, cpu):
+    still = {"initial": initial, "adjustment": "none", "iterations": 1, "learning_rate": 1e-9}
+    setting = tiny_setting(ipc=2, synthesis=still)
+    made = synthesize.synthesize_or_load(setting, digits, tiny_teacher, cpu)
+    images = setting.images
+    features, _ = diversity.features_and_logits(tiny_teacher.network, digits.train, images.mean, images.std, cpu)
+    expected = {
+        "real": initialise.draw_real(digits.train, 10, 2, seed=0),
+        "herded": initialise.herded(features, digits.train.labels, 10, 2),
+    }
+    assert torch.equal(made.images_uint8, digits.train.pictures(expected[initial].flatten()))
+    assert not torch.equal(expected["real"], expected["herded"])

@@ -96,7 +96,7 @@ def test_records_of_a_validation_part_say_nothing_of_the_whole():
     known = plan.sizes([whole, held_out])
     assert plan.size_of(setting(), known) == plan.Size(**SIZE)
     assert plan.size_of(setting(validation=0.5), known) == plan.Size(**held_out["data"])
-    assert plan.size_of(setting(validation=0.2), known) == plan.Size(800, 200, 10, "not recorded yet")
+    assert plan.size_of(setting(validation=0.2), known) == plan.Size(800, 200, 10, "0.2 not recorded yet")
     # Half the images in the same time: each took twice as long.
     assert estimated(setting(), held_out)["synthesis"] is None, "the size of the whole is not known"
     rate = plan.seconds_per_pass([held_out])[plan.workload(setting(), "teacher", DEVICE)]
