@@ -9,7 +9,8 @@ import torch
 from bench import Case, alone
 
 from dwa_core import models
-from dwa_core.synthesize import ImageOptimisation, match_statistics
+from dwa_core.batchnorm import match_statistics
+from dwa_core.synthesize import ImageOptimisation
 
 # The case, and the steps that are timed.
 CASES = [(("synthesis", "cifar100", "resnet18", 100), 5), (("synthesis", "cifar10", "convnet-128", 10), 100)]

@@ -302,7 +302,7 @@ def distilled_once(runs: list[Run]) -> list[dict]:
     once = {record["distilled"]["artifact"]: record for record in reversed(plain)}
     chosen = []
     for name, record in once.items():
-        if record["setting"]["method"] in ("random-real", "external"):
+        if record["setting"]["method"] not in settings.SYNTHESISED:
             continue
         if store.find("distilled", name) is None:
             print(f"{name} is not on this machine, so it is not drawn")

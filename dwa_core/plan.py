@@ -17,7 +17,7 @@ from dwa_core import distilled, models, report, settings, store, teacher
 from dwa_core.command import failed
 from dwa_core.data import place_for, told_place
 from dwa_core.records import as_setting, read_record
-from dwa_core.settings import InputError, Setting, Training
+from dwa_core.settings import SYNTHESISED, InputError, Setting, Training
 from dwa_core.settings_files import check_profile
 
 CLASSES_IN_FULL = {"cifar10": 10, "cifar100": 100, "tiny-imagenet": 200, "imagenet-1k": 1000}
@@ -98,9 +98,7 @@ def forward_passes(setting: Setting, size: Size) -> dict[str, float]:
     trained = 3 * setting.teacher.epochs * size.training_images + tests(setting.teacher)
     return {
         "teacher": trained if setting.teacher.weights is None else size.test_images,
-        "synthesis": 0
-        if setting.method in ("random-real", "external")
-        else 3 * synthetic * setting.synthesis.iterations,
+        "synthesis": 3 * synthetic * setting.synthesis.iterations if setting.method in SYNTHESISED else 0,
         "student": students * (4 * setting.relabel.epochs * synthetic + tests(setting.relabel)),
     }
 

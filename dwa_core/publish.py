@@ -12,7 +12,7 @@ import sys
 from dwa_core import store
 from dwa_core.command import failed
 from dwa_core.records import read_record, record_paths, students
-from dwa_core.settings import InputError, root
+from dwa_core.settings import SYNTHESISED, InputError, root
 from dwa_core.settings_files import check_profile
 
 LIMIT_MB = 25  # of one artifact
@@ -38,7 +38,7 @@ def publish(profile: str) -> None:
             continue
         for student in students(record):
             wanted["teachers", student["teacher"]["artifact"]] = path.name
-            if record["setting"]["method"] not in ("random-real", "external"):
+            if record["setting"]["method"] in SYNTHESISED:
                 wanted["distilled", student["distilled"]["artifact"]] = path.name
     if not wanted:
         print(f"{profile}: no records, so nothing to copy")

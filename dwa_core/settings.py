@@ -130,6 +130,7 @@ class RelabelStage(Training):
     reported: Literal["last", "best"] = "last"
 
 
+SYNTHESISED = ("sre2l", "dwa")  # the methods whose images are made, not taken
 # What says how a run is called and shown, and nothing of what it is.
 NOT_RECORDED = {"seeds", "shown_in", "max_minutes"}
 

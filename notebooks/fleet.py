@@ -103,7 +103,7 @@ def submit(as_task, wanted: list[tuple[Path, dict]], tasks_per_set: int) -> dict
             teachers[trained] = make_teacher.remote(parameters)
         if made not in sets:
             ready, parts = teachers[trained], []
-            if tasks_per_set > 1 and setting.method in ("dwa", "sre2l"):
+            if tasks_per_set > 1 and setting.method in settings.SYNTHESISED:
                 parts = [make_part.remote(parameters, chosen, ready) for chosen in split(setting.ipc, tasks_per_set)]
             sets[made] = make_set.remote(parameters, ready, *parts)
         task = make_record.remote(str(path), parameters["seed"], sets[made])

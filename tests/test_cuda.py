@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dwa_core import augment, batches, data, initialise, models, relabel, store, synthesize, teacher
+from dwa_core import augment, batches, batchnorm, data, initialise, models, relabel, store, synthesize, teacher
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import plain
@@ -54,7 +54,7 @@ def test_batch_statistics_on_the_gpu_are_mean_and_biased_variance(dtype, memory_
     random = torch.Generator().manual_seed(0)
     inputs = torch.randn(16, 64, 9, 7, generator=random) * 3 + 2
     inputs = inputs.to(CUDA, dtype).contiguous(memory_format=memory_format)
-    matched = synthesize.MatchedBatchNorm(torch.nn.BatchNorm2d(64).to(CUDA).eval().requires_grad_(False))
+    matched = batchnorm.MatchedBatchNorm(torch.nn.BatchNorm2d(64).to(CUDA).eval().requires_grad_(False))
     matched(inputs)
     mean, variance = matched.mean, matched.variance
     expected_variance, expected_mean = torch.var_mean(inputs.float(), (0, 2, 3), correction=0)

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from dwa_core import (
+    batchnorm,
     data,
     distilled,
     models,
@@ -238,7 +239,7 @@ def test_matched_statistics_and_their_gradient_are_exact_whatever_follows_the_ba
         loss = loss + 0.1 * torch.linalg.vector_norm(x.var((0, 2, 3), correction=0) - layer.running_var)
         loss = loss + 0.1 * torch.linalg.vector_norm(x.mean((0, 2, 3)) - layer.running_mean)
     (expected,) = torch.autograd.grad(loss, images)
-    layers = synthesize.match_statistics(network)
+    layers = batchnorm.match_statistics(network)
     assert len(layers) == len(seen)
     found = F.cross_entropy(network(images), labels)
     for matched in layers:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from dwa_core import augment, initialise, models, settings, store, synthesize
+from dwa_core import augment, batchnorm, initialise, models, settings, store, synthesize
 
 # ------------------------------------------------------------------------------------- BatchNorm statistics
 
@@ -27,7 +27,7 @@ def batchnorm_with_history(channels: int, dtype: torch.dtype = torch.float32) ->
 def test_matched_batchnorm_is_batchnorm_with_the_statistics_of_its_input(dtype, memory_format):
     layer = batchnorm_with_history(5, dtype)
     inputs = (torch.randn(6, 5, 7, 3, dtype=dtype) * 3 + 2).contiguous(memory_format=memory_format)
-    matched = synthesize.MatchedBatchNorm(layer)
+    matched = batchnorm.MatchedBatchNorm(layer)
     before = copy.deepcopy(layer.state_dict())
     torch.testing.assert_close(matched(inputs), layer(inputs))
     variance, mean = torch.var_mean(inputs, (0, 2, 3), correction=0)
@@ -38,7 +38,7 @@ def test_matched_batchnorm_is_batchnorm_with_the_statistics_of_its_input(dtype, 
 
 def test_statistics_of_bf16_inputs_are_taken_in_fp32():
     inputs = (torch.randn(8, 4, 16, 16) + 100).bfloat16()  # bf16 sums would lose the spread beside the mean
-    matched = synthesize.MatchedBatchNorm(batchnorm_with_history(4))
+    matched = batchnorm.MatchedBatchNorm(batchnorm_with_history(4))
     matched(inputs)
     mean, variance = matched.mean, matched.variance
     expected_variance, expected_mean = torch.var_mean(inputs.float(), (0, 2, 3), correction=0)
@@ -50,7 +50,7 @@ def test_statistics_of_bf16_inputs_are_taken_in_fp32():
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_gradient_of_output_mean_and_variance_is_exact(memory_format):
     inputs = torch.randn(3, 2, 4, 3, dtype=torch.float64).contiguous(memory_format=memory_format).requires_grad_(True)
-    matched = synthesize.MatchedBatchNorm(batchnorm_with_history(2, torch.float64))
+    matched = batchnorm.MatchedBatchNorm(batchnorm_with_history(2, torch.float64))
     assert torch.autograd.gradcheck(lambda x: (matched(x), matched.mean, matched.variance), inputs)
 
 
@@ -98,11 +98,11 @@ def test_batchnorm_terms_are_those_of_plain_hooks(name):
     plain_logits = plain(seen)
     (plain_gradient,) = torch.autograd.grad(sum(plain_terms) + plain_logits.square().sum(), seen)
 
-    layers = synthesize.match_statistics(network)
+    layers = batchnorm.match_statistics(network)
     assert len(layers) == len(plain_terms)
     images.requires_grad_(True)
     logits = network(images)
-    terms = synthesize.BatchNormTerms(layers, 7.0)()
+    terms = batchnorm.BatchNormTerms(layers, 7.0)()
     (gradient,) = torch.autograd.grad(terms.sum() + logits.square().sum(), images)
     torch.testing.assert_close(logits, plain_logits)
     torch.testing.assert_close(terms.sum(), sum(plain_terms))
