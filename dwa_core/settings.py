@@ -155,6 +155,7 @@ class Setting(Strict):
     # The tables and figures that its records go into.
     shown_in: list[Product] = ["table-1", "figure-accuracy", "figure-losses", "figure-gallery"]
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    # "auto" is bf16 where the device computes in it. fp32 is PyTorch's: on a GPU, convolutions are rounded to TF32.
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     # Class-incremental learning: the classes come in so many tasks of equal size; 1 is all at once.
     tasks: Count = 1
