@@ -83,39 +83,37 @@ def evaluate(
         accuracy, curve, teacher, distilled, diversity and seconds, beside the task's classes and the number of
         classes seen. The record's own accuracy is that after the last task, over all classes.
     """
-    return relabel.record_once(setting, lambda: train_and_record(setting, whole, parts, teachers, distilled, device))
 
-
-def train_and_record(
-    setting: Setting,
-    whole: ImageData,
-    parts: list[ImageData],
-    teachers: list[Teacher],
-    distilled: list[DistilledSet],
-    device: torch.device,
-) -> dict:
-    """What `evaluate` does once it is this run's turn."""
-    finished = store.Checkpoint(f"tasks-{relabel.student_name(setting, whole, [made.artifact for made in distilled])}")
-    found = finished.load(device)
-    entries = found[1]["entries"] if found is not None else []
-    for number in range(len(entries) + 1, len(parts) + 1):
-        entry, checkpoint = after_task(setting, whole, parts[:number], teachers[:number], distilled[:number], device)
-        entries.append(entry)
-        try:
-            finished.save({}, {"entries": entries})
-        except stop.StoppedError:  # it was saved before
+    def train_and_record() -> dict:
+        finished = store.Checkpoint(
+            f"tasks-{relabel.student_name(setting, whole, [made.artifact for made in distilled])}"
+        )
+        found = finished.load(device)
+        entries = found[1]["entries"] if found is not None else []
+        for number in range(len(entries) + 1, len(parts) + 1):
+            entry, checkpoint = after_task(
+                setting, whole, parts[:number], teachers[:number], distilled[:number], device
+            )
+            entries.append(entry)
+            try:
+                finished.save({}, {"entries": entries})
+            except stop.StoppedError:  # it was saved before
+                checkpoint.remove()
+                raise
             checkpoint.remove()
-            raise
-        checkpoint.remove()
-    seconds = {stage: round(sum(entry["seconds"][stage] for entry in entries), 1) for stage in entries[0]["seconds"]}
-    record = {
-        **relabel.run_record(setting, whole, seconds, device),
-        "accuracy": entries[-1]["accuracy"],
-        "tasks": entries,
-    }
-    store.write_json(setting.record_path(), record)
-    finished.remove()
-    return record
+        seconds = {
+            stage: round(sum(entry["seconds"][stage] for entry in entries), 1) for stage in entries[0]["seconds"]
+        }
+        record = {
+            **relabel.run_record(setting, whole, seconds, device),
+            "accuracy": entries[-1]["accuracy"],
+            "tasks": entries,
+        }
+        store.write_json(setting.record_path(), record)
+        finished.remove()
+        return record
+
+    return relabel.record_once(setting, train_and_record)
 
 
 def after_task(

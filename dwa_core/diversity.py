@@ -110,13 +110,13 @@ def number(value: torch.Tensor) -> float | None:
     return None if value.isnan() else round(value.item(), 4)
 
 
-def tsne(groups: dict[str, torch.Tensor], seed: int = 0) -> dict[str, np.ndarray]:
+def tsne(groups: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
     """Places in the plane, (N, 2) per group, by one t-SNE of the vectors (N, channels) of all groups together.
 
     Distances mean something within one call only. About 10 s for 2,000 vectors on one core.
     """
     vectors = torch.cat(list(groups.values())).numpy()
     perplexity = min(30.0, (len(vectors) - 1) / 3)
-    places = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(vectors)
+    places = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(vectors)
     ends = np.cumsum([len(group) for group in groups.values()])
     return dict(zip(groups, np.split(places, ends[:-1]), strict=True))

@@ -301,7 +301,7 @@ def published(name: str, weights: str, classes: int) -> nn.Module:
 
 
 def choose_device(wanted: str) -> torch.device:
-    """The device for `wanted`: "cpu", "cuda", or "auto" (CUDA where there is one).
+    """The device for `wanted`: "cpu", "cuda", or "auto" (CUDA where there is one, for which cuDNN then tries kernels).
 
     Raises:
         InputError: CUDA was asked for and there is none.
