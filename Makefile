@@ -20,7 +20,7 @@ unexport DWA_ROOT
 
 # One word per settings file, in one pass over all: demo/digits-dwa-ipc10|0,1,2|once|table-1,figure-gain from its lines
 # `seeds: [0, 1, 2]` and `shown_in: [table-1, figure-gain]`. What stands there without these lines is as in
-# dwa_core/presets.py and dwa_core/settings.py. Instead of `once`, `always` where it names files of the user's own,
+# dwa_core/settings.py. Instead of `once`, `always` where it names files of the user's own,
 # such as `distilled: folder`: whether they have changed since the record was made is the runner's to say.
 SETTINGS := $(wildcard settings/*/*.yaml)
 ifneq ($(filter-out settings/%.yaml,$(SETTINGS)),)
@@ -162,7 +162,7 @@ endef
 $(foreach run,$(RUNS),$(eval $(call setting_rules,$(run))))
 
 # What tables and figures are drawn with, and what they say beside the records: print, and the hyper-parameters.
-REPORTING := $(wildcard $(patsubst %,dwa_core/%.py,report tables figures records presets settings) dwa_core/published/*.csv)
+REPORTING := $(wildcard $(patsubst %,dwa_core/%.py,report tables figures records guard presets settings settings_files) dwa_core/published/*.csv)
 # A table or figure from the records of the settings that are shown in it. $(1): its notebook; $(2): its file, less
 # the ending; $(3), $(4): its endings. One run makes both: a pattern, for make then knows that.
 shown_in = $(foreach run,$(RUNS_OF_PROFILE),$(if $(filter $(1),$(call values,4,$(run))),$(call records_of,$(run))))

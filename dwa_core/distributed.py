@@ -26,6 +26,7 @@ def main() -> int:
         setting = settings.resolve(read(Path(sys.argv[1])))
         if setting.teacher.weights is not None:
             raise settings.InputError(f"teacher.weights: {setting.teacher.weights!r} leaves nothing to be trained")
+        models.check_network("network", setting.network, setting.stem, setting.images.side)
         if setting.deterministic:
             models.use_deterministic_algorithms()
         stop.start_budget(setting.max_minutes)
@@ -43,6 +44,11 @@ def train(setting: settings.Setting, device: torch.device) -> None:
     # The others wait while the first one decodes the images, or for a run that trains the same teacher.
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=30))
     rank, processes = dist.get_rank(), dist.get_world_size()
+    if setting.teacher.batch_size < 2 * processes:
+        raise settings.InputError(
+            f"teacher.batch_size: {setting.teacher.batch_size} is not allowed with {processes} processes; each wants "
+            "two images at least"
+        )
     if rank > 0:
         dist.barrier()  # the first process decodes the images, and the others find them
     real = data.load(setting.dataset, setting.images, device, validation=setting.validation)

@@ -61,12 +61,12 @@ def export(name: str, target: Path, kind: str, soft_labels: str | None = None, t
         raise InputError(f"{name}: no such distilled set under artifacts/ or results/artifacts/ of {root()}")
     if target.exists():
         raise InputError(f"{target}: is there already; delete it or name another folder")
-    temporary = target.with_name(f".{target.name}.part")
+    distilled, temporary = read_parquet(folder), target.with_name(f".{target.name}.part")
     with store.writing(target):
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         try:
-            fill(temporary, folder, read_parquet(folder), kind, soft_labels, top_k)
+            fill(temporary, folder, distilled, kind, soft_labels, top_k)
             temporary.rename(target)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

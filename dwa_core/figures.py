@@ -238,13 +238,14 @@ def distance_bars(runs: list[Run]) -> Figure:
             label = ", ".join([METHODS[setting["method"]], *coupling(setting)])
             coefficient = setting["synthesis"]["r_bn"] * setting["synthesis"]["r_var"]
             key = group_label(setting, "network"), f"{label}, $\\lambda$ {coefficient:.2g}"
-            sets[record["distilled"]["artifact"]] = key, record["diversity"]["feature_distance_by_class"]
+            names = (record["distilled"]["artifact"], record["teacher"]["artifact"])
+            sets[names] = key, record["diversity"]["feature_distance_by_class"]
     if not sets:
         return nothing_to_draw("no record with the distances of its classes yet")
     keys = [key for key, _ in sets.values()]
     sets = {
-        (group, label if keys.count((group, label)) == 1 else f"{label}, {name.rpartition('-')[2]}"): distances
-        for name, ((group, label), distances) in sets.items()
+        (group, label if keys.count((group, label)) == 1 else f"{label}, {told_apart(names)}"): distances
+        for names, ((group, label), distances) in sets.items()
     }
     panels = list(dict.fromkeys(panel for panel, _ in sets))
     figure, axes = plt.subplots(len(panels), 1, figsize=(9, 0.5 + 3.2 * len(panels)), squeeze=False)
@@ -265,6 +266,11 @@ def distance_bars(runs: list[Run]) -> Figure:
         axis.grid(axis="x", visible=False)
         axis.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     return figure
+
+
+def told_apart(names: tuple[str, ...]) -> str:
+    """The hashes at the end of the names of artifacts."""
+    return " ".join(name.rpartition("-")[2] for name in names)
 
 
 def steps_rho_map(runs: list[Run]) -> Figure:
@@ -429,7 +435,7 @@ def embedding(runs: list[Run]) -> Figure:
             axis.scatter(*found[method].T, marker=marker, s=18, lw=1, color=DARK, zorder=3)
             axis.set(xticks=[], yticks=[], xlabel="", ylabel="")
             axis.set_title(METHODS[method])
-        row[0].set_ylabel(group if groups.count(group) == 1 else f"{group}\nteacher {teacher.rpartition('-')[2]}")
+        row[0].set_ylabel(group if groups.count(group) == 1 else f"{group}\nteacher {told_apart((teacher,))}")
     contour = Line2D([], [], color="grey", label="density of real images")
     points = Line2D([], [], ls="", marker="x", color=DARK, label="SRe2L"), Line2D([], [], ls="", marker="o", color=DARK)
     points[1].set_label("DWA")

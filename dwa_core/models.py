@@ -197,11 +197,16 @@ def problem_with_side(name: str, stem: str, side: int) -> str | None:
     """Why the network does not take images of this side, in its library's words; None where it does."""
     try:
         outline(name, 2, stem, side).eval()(torch.empty(1, 3, side, side, device="meta"))
-    except NotImplementedError:  # it computes with its numbers, so this cannot be told without them
-        return None
     except Exception as error:  # of the network's own kind
+        if is_of_meta(error):  # it computes with its numbers, so this cannot be told without them
+            return None
         return (str(error).strip() or type(error).__name__).splitlines()[0]
     return None
+
+
+def is_of_meta(error: Exception) -> bool:
+    """Whether it is PyTorch's for tensors without numbers."""
+    return isinstance(error, RuntimeError) and "meta tensor" in str(error)
 
 
 def check_teacher(name: str, stem: str, side: int) -> None:
@@ -215,8 +220,10 @@ def outline(name: str, classes: int, stem: str, side: int) -> nn.Module:
     try:
         with torch.device("meta"):
             return build(name, classes, stem, side, seed=0)
-    except NotImplementedError:  # a RegNet computes its widths with tensors
-        return build(name, classes, stem, side, seed=0).to("meta")
+    except RuntimeError as error:
+        if not is_of_meta(error):
+            raise
+        return build(name, classes, stem, side, seed=0).to("meta")  # a RegNet computes its widths with tensors
 
 
 def build(name: str, classes: int, stem: str, side: int, seed: int) -> nn.Module:

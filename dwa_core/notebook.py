@@ -2,7 +2,7 @@
 
 import ast
 
-from dwa_core import models, settings, stop
+from dwa_core import settings, stop
 from dwa_core.settings import InputError, Setting
 from dwa_core.settings_files import check_profile
 
@@ -14,6 +14,9 @@ def read_setting(variables: dict) -> Setting:
         InputError: as `resolve`, for a network that does not exist or cannot be a teacher, and for a parameter
             that the notebook does not know.
     """
+    # Imported here because a table's notebook reads its profile alone, and must not wait seconds for torchvision.
+    from dwa_core import models
+
     settings.check_versions()
     known = set(Setting.model_fields)
     check_parameters(variables, known)

@@ -74,7 +74,7 @@ def open_folder(name: str, folder: Path, side: int) -> tuple[dict[str, datasets.
     for part, names in PARTS.items():
         groups = [sorted(folder.glob(f"{beginning}*.parquet")) for beginning in names]
         parquet = next((files for files in groups if files), [])
-        trees = [folder / called for called in names if (folder / called).is_dir()]
+        trees = [path for beginning in names for path in sorted(folder.glob(f"{beginning}*")) if path.is_dir()]
         try:
             if parquet:
                 files = [str(path) for path in parquet]
@@ -120,14 +120,15 @@ def file_identity(path: Path, side: int) -> str:
 def folder_is_plain(folder: Path) -> bool:
     """Whether it holds class folders with images rather than parts of a data set.
 
-    A class may be called "train" too: beside other folders, one with a part's name is a part if it holds folders.
+    A class may be called "train" or "valley" too: what begins as a part's name does is a part if it holds folders.
     """
-    names = [name for part in PARTS.values() for name in part]
+    names = tuple(name for part in PARTS.values() for name in part)
     if any(path for name in names for path in folder.glob(f"{name}*.parquet")):
         return False
     inside = [path for path in folder.iterdir() if path.is_dir() and path.name[0] != "."]
-    parts = [path for path in inside if path.name in names]
-    return len(parts) < len(inside) and not any(within.is_dir() for part in parts for within in part.iterdir())
+    if any(within.is_dir() for path in inside if path.name.startswith(names) for within in path.iterdir()):
+        return False
+    return any(path.name not in names for path in inside)
 
 
 def split_tree(name: str, folder: Path) -> tuple[dict[str, datasets.Dataset], list]:

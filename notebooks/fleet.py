@@ -17,7 +17,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from dwa_core import plan, settings, settings_files, stop
+from dwa_core import settings, settings_files, stop
 from dwa_core.command import failed
 from dwa_core.records import find_record
 
@@ -93,6 +93,8 @@ def to_be_run(folder: Path) -> list[tuple[Path, dict]]:
 
 def submit(as_task, wanted: list[tuple[Path, dict]], tasks_per_set: int) -> dict:
     """Hands everything to Ray, each task with those that it waits for; returns the records' tasks and their names."""
+    from dwa_core import plan  # here because what is wrong with the command line should not wait seconds for torch
+
     make_teacher, make_part, make_set = as_task(teacher_task), as_task(part_task), as_task(set_task)
     make_record = as_task(record_task)
     teachers, sets, records = {}, {}, {}
@@ -106,7 +108,8 @@ def submit(as_task, wanted: list[tuple[Path, dict]], tasks_per_set: int) -> dict
             if tasks_per_set > 1 and setting.method in settings.SYNTHESISED:
                 parts = [make_part.remote(parameters, chosen, ready) for chosen in split(setting.ipc, tasks_per_set)]
             sets[made] = make_set.remote(parameters, ready, *parts)
-        task = make_record.remote(str(path), parameters["seed"], sets[made])
+        # The same real images may be a set of several teachers, and the task that makes it waits for one of them.
+        task = make_record.remote(str(path), parameters["seed"], sets[made], teachers[trained])
         records[task] = f"{setting.profile}/{setting.name}-seed{setting.seed}"
     return records
 
@@ -126,6 +129,7 @@ def opened(parameters: dict, ipc: int = 1):
     from dwa_core import continual, data, models
 
     setting = settings.resolve(parameters)
+    models.check_network("network", setting.network, setting.stem, setting.images.side)
     if setting.deterministic:
         models.use_deterministic_algorithms()
     device = models.choose_device(setting.device)
@@ -160,7 +164,7 @@ def set_task(parameters: dict, _teacher, *_parts) -> None:
         synthesize.synthesize_or_load(setting, real, trained, device)
 
 
-def record_task(path: str, seed: int, _set) -> tuple[int, list[str]]:
+def record_task(path: str, seed: int, _set, _teacher) -> tuple[int, list[str]]:
     """The papermill process of one record: its exit code and its last lines."""
     process = subprocess.run(
         [sys.executable, str(RUNNER), path, "--seed", str(seed)],

@@ -2,7 +2,7 @@
 
     python notebooks/verify.py lite
 
-Exit codes: 0 all is as it says, 1 something differs, 2 the input cannot be used.
+Exit codes: 0 all is as it says, 1 something differs or there is nothing yet, 2 the input cannot be used.
 """
 
 import os

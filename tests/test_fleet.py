@@ -69,19 +69,29 @@ def test_runs_that_share_a_teacher_or_a_set_wait_for_one_task(tmp_path):
     submitted = []
 
     def as_task(function):
-        def remote(*_):
-            submitted.append(function.__name__)
-            return object()
+        def remote(*arguments):
+            submitted.append((function.__name__, arguments))
+            return len(submitted) - 1  # a handle that tells its task
 
         return SimpleNamespace(remote=remote)
 
     base = {**SHORT, "profile": "fleet", "seed": 0}
     own_students = [{"student": "convnet-8"}, {"seed": 1}, {"relabel": {"epochs": 4}}]
     own_sets, own_teachers = [{"ipc": 2}, {"method": "sre2l"}], [{"validation": 0.1}, {"teacher": {"epochs": 4}}]
-    wanted = [{**base, "name": str(n), **more} for n, more in enumerate([{}, *own_students, *own_sets, *own_teachers])]
+    real = [{"method": "random-real"}, {"method": "random-real", "teacher": {"epochs": 4}}]
+    cases = [{}, *own_students, *own_sets, *own_teachers, *real]
+    wanted = [{**base, "name": str(n), **more} for n, more in enumerate(cases)]
     records = fleet.submit(as_task, [(tmp_path, one) for one in wanted], 1)
-    assert len(records) == 8
-    assert Counter(submitted) == {"teacher_task": 3, "set_task": 5, "record_task": 8}
+    assert len(records) == len(cases)
+    assert Counter(name for name, _ in submitted) == {"teacher_task": 3, "set_task": 6, "record_task": 10}
+    waited_for = [submitted[record][1][2:] for record in records]  # each record's set and teacher
+    assert len(set(waited_for[:4])) == 1
+    assert waited_for[-2][0] == waited_for[-1][0], "the same real images"
+    for (_, teacher), one in zip(waited_for, wanted, strict=True):
+        (trained,) = submitted[teacher][1]
+        assert [trained.get(key) for key in ("teacher", "validation")] == [
+            one.get(key) for key in ("teacher", "validation")
+        ]
 
 
 @pytest.fixture
