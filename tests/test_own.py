@@ -187,12 +187,17 @@ def test_what_cannot_be_distilled_is_one_line(arguments, texts, pictures, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("given", "words"), [(["DATA=/x/my pics"], '"/x/my pics" --network'), ([], "distill.py --network")]
+    ("given", "words"),
+    [
+        (["DATA=/x/my pics", "IPC=2"], '"/x/my pics" --ipc 2'),
+        (["DATA=x", "NETWORK=resnet34", "WITH=seed=1"], '"x" --network resnet34 seed=1'),
+        ([], ""),
+    ],
 )
-def test_make_hands_a_folder_on_with_its_spaces(given, words):
+def test_make_hands_on_what_it_is_given_and_a_folder_with_its_spaces(given, words):
     command = ["make", "--dry-run", "distill", *given]
     said = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, check=True).stdout
-    assert words in " ".join(said.split())
+    assert " ".join(said.replace("\\\n", " ").split()).endswith(f"notebooks/distill.py {words}".strip())
 
 
 # -------------------------------------------------------------------------------------------------- networks
