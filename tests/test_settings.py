@@ -365,7 +365,8 @@ def test_notebook_of_a_profile_knows_profiles_and_no_other_parameter(refused):
 
 def test_best_is_a_recipe_of_its_own_for_the_preset_that_it_was_chosen_for():
     best, usual = resolved("cifar10", best=True), resolved("cifar10")
-    assert (best.synthesis.iterations, best.relabel.mixing, best.relabel.batch_size) == (100, "cutmix", 10)
+    assert (best.synthesis.iterations, best.synthesis.r_var) == (100, 0.0)
+    assert (best.relabel.mixing, best.relabel.batch_size) == ("cutmix", 10)
     assert best.teacher == usual.teacher
     assert resolved("cifar10", best=True, relabel={"batch_size": 50}).relabel.batch_size == 50
 
