@@ -71,7 +71,7 @@ RECORD = "cifar10-convnet-128-dwa-ipc10-seed0.json"
         (lambda record: record["setting"]["teacher"].update(epochs=200), "its settings call for cifar10-convnet-128-"),
         (lambda record: record["data"].update(fingerprint="0" * 64), "its settings call for"),
         (lambda record: record["teacher"]["accuracy"].update(top1=95.0), "its teacher's accuracy"),
-        (lambda record: record["distilled"]["files"].update({"README.md": "0"}), "other checksums"),
+        (lambda record: record["distilled"]["files"].update({"train-00000-of-00001.parquet": "0"}), "other checksums"),
         (lambda record: record["setting"].update(seed=7), "its settings belong to"),
         (lambda record: record["curve"].pop(0), "its curve has 399 epochs"),
         (lambda record: record.pop("versions"), "the record is damaged or of another form"),
@@ -81,6 +81,11 @@ def test_changed_record_is_found(change, expected, lite, capsys):
     changed(lite / "lite" / RECORD, change)
     found = verify.records("lite")
     assert any(str(lite / "lite" / RECORD) in line and expected in line for line in found), found
+
+
+def test_card_in_other_words_is_no_other_set(lite):
+    changed(lite / "lite" / RECORD, lambda record: record["distilled"]["files"].update({"README.md": "0"}))
+    assert verify.records("lite") == []
 
 
 def test_changed_artifact_is_found(lite):
