@@ -20,8 +20,8 @@ unexport DWA_ROOT
 
 # One word per settings file, in one pass over all: demo/digits-dwa-ipc10|0,1,2|once|table-1,figure-gain from its lines
 # `seeds: [0, 1, 2]` and `shown_in: [table-1, figure-gain]`. What stands there without these lines is as in
-# dwa_core/settings.py. Instead of `once`, `always` where it names files of the user's own,
-# such as `distilled: folder`: whether they have changed since the record was made is the runner's to say.
+# dwa_core/settings.py. Instead of `once`, `always` where it names files of the user's own, such as `distilled: folder`:
+# whether they have changed since the record was made is the runner's to say.
 SETTINGS := $(wildcard settings/*/*.yaml)
 ifneq ($(filter-out settings/%.yaml,$(SETTINGS)),)
 $(error settings: the name of a file may not hold a space: $(SETTINGS))
