@@ -21,6 +21,15 @@ def datasets_cache(tmp_path_factory):
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def outside_of_make():
+    """Under `make test`, a test's own make would take over its flags and variables, and say which folder it enters."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("MAKEFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "MFLAGS"):
+            patch.delenv(name, raising=False)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def own_root(tmp_path, monkeypatch):
     """Artifacts and results of a test go to a folder of its own, and no local data is found by accident."""

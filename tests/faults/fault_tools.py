@@ -38,7 +38,7 @@ def execute_here(path: str, output: str, parameters: dict, **_) -> None:
 
 def environment_with(**variables: str) -> dict[str, str]:
     """This process's environment without what would reach a run from outside, and with `variables`."""
-    unwanted = ("DWA_ROOT", "DWA_DATA", "DWA_DEBUG", "MAKEFLAGS", "MAKELEVEL")
+    unwanted = ("DWA_ROOT", "DWA_DATA", "DWA_DEBUG")
     return {key: value for key, value in os.environ.items() if key not in unwanted} | variables
 
 
