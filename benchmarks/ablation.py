@@ -8,7 +8,7 @@ import plain
 import torch
 from bench import Case, alone
 
-from dwa_core import models
+from dwa_core import devices, models
 from dwa_core.batchnorm import match_statistics
 from dwa_core.synthesize import ImageOptimisation
 
@@ -49,7 +49,7 @@ def milliseconds(arguments: tuple, count: int, changes: int) -> float:
         precision = torch.bfloat16 if changes >= 4 else torch.float32
         network.requires_grad_(False)
         if changes >= 3:
-            network = models.on_device(network, case.device)
+            network = devices.on_device(network, case.device)
         if changes == 6:
             batch = ImageOptimisation(network, images, labels, views, stage, case.mean, case.std, precision)
         else:
@@ -70,7 +70,7 @@ def partly_changed(changes, network, images, labels, views, stage, case, precisi
     twin = models.build("convnet-1", case.classes, "small", case.side, seed=0)
     batch = ImageOptimisation(twin, images, labels, views, stage, case.mean, case.std, torch.float32)
     batch.precision = precision
-    batch.network = network if changes < 5 else models.cast_weights(network, precision)
+    batch.network = network if changes < 5 else devices.cast_weights(network, precision)
     if changes == 1:
         layers = [layer for layer in network.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
         batch.terms_of = hooked(layers, stage.r_var)

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from dwa_core import augment, models, settings, store, synthesize
+from dwa_core import augment, devices, models, settings, store, synthesize
 from dwa_core.batches import Resident
 from dwa_core.relabel import soft_label_loss
 from dwa_core.teacher import fit
@@ -55,8 +55,8 @@ class Case:
 
     def __init__(self, stage: str, preset: str, network: str, count: int):
         self.stage, self.classes = stage, CLASSES[preset]
-        self.device = models.choose_device("auto")
-        self.precision = models.choose_precision("auto", self.device)
+        self.device = devices.choose_device("auto")
+        self.precision = devices.choose_precision("auto", self.device)
         self.setting = settings.resolve({"preset": preset, "profile": "bench", "name": "bench", "network": network})
         self.training = self.setting.teacher if stage == "teacher" else self.setting.relabel
         self.mean, self.std = self.setting.images.mean, self.setting.images.std
@@ -128,24 +128,24 @@ def our_seconds(arguments: tuple) -> dict:
     """Seconds per step of ours, by the functions that a run calls, and the FLOP of one step."""
     case = Case(*arguments)
     cuda = case.device.type == "cuda"
-    network = models.on_device(case.network(), case.device)
+    network = devices.on_device(case.network(), case.device)
     if case.stage == "synthesis":
         at_once = max(1, synthesize.GPU_IMAGES // case.batch) if cuda else 1
         per_repeat = 200 if cuda else max(8, 400 // case.batch)
         views = case.views((REPEATS + 1) * per_repeat)
-        frozen, (images, labels) = models.frozen_copy(network), case.one_batch()
+        frozen, (images, labels) = devices.frozen_copy(network), case.one_batch()
 
         def one():
-            twin, stage = models.frozen_copy(frozen), case.setting.synthesis
+            twin, stage = devices.frozen_copy(frozen), case.setting.synthesis
             return synthesize.ImageOptimisation(twin, images, labels, views, stage, case.mean, case.std, case.precision)
 
         with FlopCounterMode(display=False) as counter:
             one().step()
-        fast = [models.Graphed(one().step, case.device) for _ in range(at_once)]
+        fast = [devices.Graphed(one().step, case.device) for _ in range(at_once)]
         steps = ([step() for step in fast] + [step.join() for step in fast] for _ in itertools.count())
         seconds = seconds_of(case, steps, per_repeat) / at_once
         return {"seconds": seconds, "flop": counter.get_total_flops(), **peak_memory(case.device)}
-    teacher = models.cast_weights(models.frozen_copy(models.on_device(case.network(1), case.device)), case.precision)
+    teacher = devices.cast_weights(devices.frozen_copy(devices.on_device(case.network(1), case.device)), case.precision)
     split = Resident(case.pixels, case.labels, case.device)
     marks = []
 
@@ -165,7 +165,7 @@ def our_seconds(arguments: tuple) -> dict:
         return soft_label_loss(network(inputs).float(), soft.float(), case.training)
 
     inputs, labels = case.one_batch()
-    with FlopCounterMode(display=False) as counter, models.autocast(case.device, case.precision):
+    with FlopCounterMode(display=False) as counter, devices.autocast(case.device, case.precision):
         batch_loss(inputs, labels).backward()
     epochs = REPEATS + 2  # the last one's end has no mark
     stage = case.training.model_copy(update={"epochs": epochs, "test_every": epochs})
@@ -195,7 +195,7 @@ def peak_memory(device: torch.device) -> dict:
 
 def matrix_rate() -> float:
     """FLOP/s of a square bf16 matrix product."""
-    device = models.choose_device("auto")
+    device = devices.choose_device("auto")
     size = 8192 if device.type == "cuda" else 2048
     a, b = torch.randn(2, size, size, device=device).bfloat16()
     times = []
@@ -263,12 +263,12 @@ def shown(row: dict, rate: float) -> dict:
 
 
 def main() -> None:
-    device = models.choose_device("auto")
+    device = devices.choose_device("auto")
     rate = alone(matrix_rate)
     rows = [measure(case) for case in (ON_GPU if device.type == "cuda" else ON_CPU)]
     table = pd.DataFrame([shown(row, rate) for row in rows])
-    name = models.device_name(device)
-    precision = str(models.choose_precision("auto", device)).removeprefix("torch.")
+    name = devices.device_name(device)
+    precision = str(devices.choose_precision("auto", device)).removeprefix("torch.")
     memory = "tensors on the GPU" if device.type == "cuda" else "the whole process, libraries included"
     lines = [
         f"# Time per step: {name}",

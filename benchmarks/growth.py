@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 import torch
 from bench import alone, peak_memory
 
-from dwa_core import batches, data, figures, models, settings, store, synthesize
+from dwa_core import batches, data, devices, figures, models, settings, store, synthesize
 
 NETWORK = "convnet-128"
 REPEATS = 3
@@ -30,7 +30,7 @@ SERIES = {
 
 def grow(ipc: int, classes: int, side: int, per_batch: int) -> dict:
     """Median seconds per image, number of images, and peak memory in MB of one synthesis."""
-    device = models.choose_device("auto")
+    device = devices.choose_device("auto")
     setting = settings.resolve(
         {
             "preset": "cifar10",
@@ -46,7 +46,7 @@ def grow(ipc: int, classes: int, side: int, per_batch: int) -> dict:
     pixels = torch.randint(0, 256, (IMAGES, side, side, 3), dtype=torch.uint8, generator=random)
     part = batches.Resident(pixels, torch.arange(IMAGES) % classes, device)
     images = data.ImageData("random", [str(n) for n in range(classes)], part, part, "random")
-    network = models.on_device(models.build(NETWORK, classes, setting.stem, side, seed=0), device)
+    network = devices.on_device(models.build(NETWORK, classes, setting.stem, side, seed=0), device)
     teacher = network.eval().requires_grad_(False)
     checkpoint = store.Checkpoint("growth")
     times = []
@@ -82,14 +82,14 @@ def draw(rows: list[dict], stem: str) -> None:
 
 
 def main() -> None:
-    device = models.choose_device("auto")
+    device = devices.choose_device("auto")
     rows = []
     for series, points in SERIES.items():
         for ipc, classes, side, per_batch in points:
             point = {"series": series, "ipc": ipc, "classes": classes, "side": side}
             rows.append(point | alone(grow, ipc, classes, side, per_batch))
             print(rows[-1], flush=True)
-    stem = "growth-" + re.sub(r"[^a-z0-9]+", "-", models.device_name(device).lower()).strip("-")
+    stem = "growth-" + re.sub(r"[^a-z0-9]+", "-", devices.device_name(device).lower()).strip("-")
     store.write_json(
         settings.root() / "results" / "bench" / f"{stem}.json",
         {"network": NETWORK, "synthesis": SMALL, "rows": rows, **store.provenance(device)},

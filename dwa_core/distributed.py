@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from dwa_core import continual, data, guard, models, settings, stop, store, teacher
+from dwa_core import continual, data, devices, guard, models, settings, stop, store, teacher
 from dwa_core.command import failed
 from dwa_core.settings_files import read
 
@@ -28,9 +28,9 @@ def main() -> int:
             raise settings.InputError(f"teacher.weights: {setting.teacher.weights!r} leaves nothing to be trained")
         models.check_network("network", setting.network, setting.stem, setting.images.side)
         if setting.deterministic:
-            models.use_deterministic_algorithms()
+            devices.use_deterministic_algorithms()
         stop.start_budget(setting.max_minutes)
-        train(setting, models.choose_device(setting.device))
+        train(setting, devices.choose_device(setting.device))
     except (settings.InputError, store.StorageError, guard.DivergedError, stop.StoppedError) as error:
         return failed(error, 2 if isinstance(error, settings.InputError) else 1)
     return 0

@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from dwa_core import augment, models, plan, relabel, store, teacher
+from dwa_core import augment, devices, plan, relabel, store, teacher
 from dwa_core.command import failed
 from dwa_core.distilled import PARQUET, DistilledSet, read_parquet
 from dwa_core.records import as_setting
@@ -271,7 +271,7 @@ def write_soft_labels(
     name = records[0]["teacher"]["artifact"]
     if (folder_of_teacher := store.find("teachers", name)) is None:
         raise InputError(f"{name}: the teacher of this set is not on this machine, so it cannot label")
-    device = models.choose_device(setting.device)
+    device = devices.choose_device(setting.device)
     network = teacher.loaded(setting, classes, device, folder_of_teacher)
     stored = store.read_json(folder_of_teacher / "record.json")
     labeller = relabel.labeller(setting, teacher.Teacher(name, network, stored), device)
@@ -284,7 +284,7 @@ def write_soft_labels(
         raise InputError(f"soft labels: {in_bytes(size)} are more than is free under {folder.parent}")
 
     def labelled(batches) -> torch.Tensor:
-        with torch.inference_mode(), models.autocast(device, models.choose_precision(setting.precision, device)):
+        with torch.inference_mode(), devices.autocast(device, devices.choose_precision(setting.precision, device)):
             return torch.cat([labeller(inputs).float() for inputs, _ in batches])
 
     def keep(logits: torch.Tensor, file: str) -> None:

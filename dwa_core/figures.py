@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from dwa_core import data, diversity, initialise, models, report, settings, store
+from dwa_core import data, devices, diversity, initialise, report, settings, store
 from dwa_core import teacher as teachers
 from dwa_core.distilled import read_parquet
 from dwa_core.records import as_setting
@@ -232,20 +232,18 @@ def variance_curves(runs: list[Run]) -> Figure:
 
 def distance_bars(runs: list[Run]) -> Figure:
     """Feature distance within class of up to ten classes drawn at random, a bar for each distilled set."""
-    sets = {}
+    once, labels = {}, {}
     for setting, _, record in sorted(runs, key=lambda run: coupling(run.setting), reverse=True):
         if record is not None and None not in record.get("diversity", {}).get("feature_distance_by_class", [None]):
-            label = ", ".join([METHODS[setting["method"]], *coupling(setting)])
             coefficient = setting["synthesis"]["r_bn"] * setting["synthesis"]["r_var"]
-            key = group_label(setting, "network"), f"{label}, $\\lambda$ {coefficient:.2g}"
             names = (record["distilled"]["artifact"], record["teacher"]["artifact"])
-            sets[names] = key, record["diversity"]["feature_distance_by_class"]
-    if not sets:
+            once[names] = record
+            labels[names] = ", ".join([METHODS[setting["method"]], *coupling(setting), f"$\\lambda$ {coefficient:.2g}"])
+    if not once:
         return nothing_to_draw("no record with the distances of its classes yet")
-    keys = [key for key, _ in sets.values()]
     sets = {
-        (group, label if keys.count((group, label)) == 1 else f"{label}, {told_apart(names)}"): distances
-        for names, ((group, label), distances) in sets.items()
+        (group_label(record["setting"], "network"), label): record["diversity"]["feature_distance_by_class"]
+        for record, label in zip(once.values(), told_apart(list(once.values()), list(labels.values())), strict=True)
     }
     panels = list(dict.fromkeys(panel for panel, _ in sets))
     figure, axes = plt.subplots(len(panels), 1, figsize=(9, 0.5 + 3.2 * len(panels)), squeeze=False)
@@ -268,9 +266,22 @@ def distance_bars(runs: list[Run]) -> Figure:
     return figure
 
 
-def told_apart(names: tuple[str, ...]) -> str:
-    """The hashes at the end of the names of artifacts."""
-    return " ".join(name.rpartition("-")[2] for name in names)
+def told_apart(records: list[dict], labels: list[str]) -> list[str]:
+    """`labels` of the sets of `records`; those of one group that are alike go on with what differs first.
+
+    That is their teachers' epochs, else the hash of their teachers' names, else that of their own.
+    """
+    groups = [group_label(record["setting"], "network") for record in records]
+    ways = (
+        [f"teacher of {record['setting']['teacher']['epochs']} epochs" for record in records],
+        [f"teacher {record['teacher']['artifact'].rpartition('-')[2]}" for record in records],
+        [f"set {record['distilled']['artifact'].rpartition('-')[2]}" for record in records],
+    )
+    for way in ways:
+        shown = list(zip(groups, labels, strict=True))
+        alike = {key: {other for k, other in zip(shown, way, strict=True) if k == key} for key in shown}
+        labels = [f"{key[1]},\n{own}" if len(alike[key]) > 1 else key[1] for key, own in zip(shown, way, strict=True)]
+    return labels
 
 
 def steps_rho_map(runs: list[Run]) -> Figure:
@@ -317,19 +328,6 @@ def distilled_once(runs: list[Run]) -> list[dict]:
     return sorted(chosen, key=lambda record: (group_label(record["setting"], "network"), record["setting"]["method"]))
 
 
-def set_labels(chosen: list[dict]) -> list[str]:
-    """A label for each of `distilled_once`'s records: its method, and its teacher's epochs where methods are alike."""
-    kinds = [(group_label(record["setting"], "network"), record["setting"]["method"]) for record in chosen]
-    labels = []
-    for record, kind in zip(chosen, kinds, strict=True):
-        label = METHODS[kind[1]]
-        epochs = {other["setting"]["teacher"]["epochs"] for other, k in zip(chosen, kinds, strict=True) if k == kind}
-        labels.append(
-            f"{label}, teacher of\n{record['setting']['teacher']['epochs']} epochs" if len(epochs) > 1 else label
-        )
-    return labels
-
-
 def loss_curves(runs: list[Run]) -> Figure:
     """Cross-entropy (left) and BatchNorm terms (right) of the first batch over the iterations, a row per group."""
     chosen = distilled_once(runs)
@@ -338,7 +336,8 @@ def loss_curves(runs: list[Run]) -> Figure:
     groups = list(dict.fromkeys(group_label(record["setting"], "network") for record in chosen))
     figure, axes = plt.subplots(len(groups), 2, figsize=(10, 0.5 + 2.4 * len(groups)), squeeze=False)
     drawn = []
-    for record, label in zip(chosen, set_labels(chosen), strict=True):
+    labels = [f"{METHODS[r['setting']['method']]}, r_var {r['setting']['synthesis']['r_var']:g}" for r in chosen]
+    for record, label in zip(chosen, told_apart(chosen, labels), strict=True):
         setting = record["setting"]
         losses = store.read_json(store.find("distilled", record["distilled"]["artifact"]) / "record.json")
         curves = np.array(losses["losses_first_batch"])
@@ -347,7 +346,6 @@ def loss_curves(runs: list[Run]) -> Figure:
         drawn.append((group_label(setting, "network"), setting["method"]))
         shades = ("black", "darkgrey") if setting["method"] == "dwa" else ("dimgrey", "darkgrey")
         look = {"ls": "-" if setting["method"] == "dwa" else "--", "color": shades[min(drawn.count(drawn[-1]), 2) - 1]}
-        label += f", r_var {setting['synthesis']['r_var']:g}"
         for axis, column, name in ((row[0], 0, "cross-entropy"), (row[1], 1, "BatchNorm terms")):
             axis.plot(np.arange(1, len(curves) + 1), curves[:, column], lw=1, label=label, **look)
             axis.set(yscale="log", xlabel="iteration", ylabel=name)
@@ -388,7 +386,8 @@ def gallery(runs: list[Run]) -> Figure:
     if not chosen:
         return nothing_to_draw("no synthesised set to draw yet")
     rows = []
-    for record, label in zip(chosen, set_labels(chosen), strict=True):
+    labels = [METHODS[record["setting"]["method"]] for record in chosen]
+    for record, label in zip(chosen, told_apart(chosen, labels), strict=True):
         setting = as_setting(record["setting"])
         folder = store.find("distilled", record["distilled"]["artifact"])
         distilled = read_parquet(folder)
@@ -424,18 +423,18 @@ def embedding(runs: list[Run]) -> Figure:
     places = {key: found for key, found in places.items() if found is not None}
     if not places:
         return nothing_to_draw("no teacher with a set of SRe2L and one of DWA on this machine")
-    groups = [group for _, group in places]
+    labels = told_apart([pairs[key]["dwa"] for key in places], [group for _, group in places])
     figure, axes = plt.subplots(
         len(places), 2, figsize=(9, 0.6 + 4.2 * len(places)), squeeze=False, sharex="row", sharey="row"
     )
-    for row, ((teacher, group), found) in zip(axes, places.items(), strict=True):
+    for row, label, found in zip(axes, labels, places.values(), strict=True):
         for axis, method, marker in zip(row, ("sre2l", "dwa"), ("x", "o"), strict=True):
             x, y = found["real"].T
             sns.kdeplot(x=x, y=y, ax=axis, levels=8, bw_adjust=0.5, cmap="Greys", linewidths=1)
             axis.scatter(*found[method].T, marker=marker, s=18, lw=1, color=DARK, zorder=3)
             axis.set(xticks=[], yticks=[], xlabel="", ylabel="")
             axis.set_title(METHODS[method])
-        row[0].set_ylabel(group if groups.count(group) == 1 else f"{group}\nteacher {told_apart((teacher,))}")
+        row[0].set_ylabel(label)
     contour = Line2D([], [], color="grey", label="density of real images")
     points = Line2D([], [], ls="", marker="x", color=DARK, label="SRe2L"), Line2D([], [], ls="", marker="o", color=DARK)
     points[1].set_label("DWA")
@@ -454,7 +453,7 @@ def tsne_places(pair: dict[str, dict]) -> dict[str, np.ndarray] | None:
     if folder is None:
         print(f"{record['teacher']['artifact']} is not on this machine, so it is not drawn")
         return None
-    device = models.choose_device("auto")
+    device = devices.choose_device("auto")
     real = real_images(setting, record["data"]["fingerprint"], device)
     if real is None:
         return None

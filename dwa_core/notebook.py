@@ -15,7 +15,7 @@ def read_setting(variables: dict) -> Setting:
             that the notebook does not know.
     """
     # Imported here because a table's notebook reads its profile alone, and must not wait seconds for torchvision.
-    from dwa_core import models
+    from dwa_core import devices, models
 
     settings.check_versions()
     known = set(Setting.model_fields)
@@ -27,7 +27,7 @@ def read_setting(variables: dict) -> Setting:
     if setting.teacher.published_weights():
         models.find_weights(setting.network, setting.teacher.weights)
     if setting.deterministic:
-        models.use_deterministic_algorithms()
+        devices.use_deterministic_algorithms()
     stop.start_budget(setting.max_minutes)
     return setting
 

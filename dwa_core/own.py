@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from dwa_core import data, models, sources
+from dwa_core import data, devices, sources
 from dwa_core.presets import merged
 from dwa_core.records import find_record
 from dwa_core.settings import InputError, resolve, root, shown
@@ -67,7 +67,7 @@ def write_settings(parameters: dict) -> Path:
         if key is not None:
             raise InputError(f"{path}: {key} is {shown(there[key])} there and {shown(asked[key])} here; {otherwise}")
     if (record := find_record(setting)) is not None:
-        device = models.choose_device(setting.device)
+        device = devices.choose_device(setting.device)
         found = data.load(setting.dataset, setting.images, device, validation=setting.validation)
         if found.fingerprint != record["data"]["fingerprint"]:
             there, here = record["data"]["fingerprint"][:10], found.fingerprint[:10]

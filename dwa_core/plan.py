@@ -13,7 +13,7 @@ import sys
 from collections import Counter, defaultdict
 from typing import NamedTuple
 
-from dwa_core import distilled, models, report, settings, store, teacher
+from dwa_core import devices, distilled, models, report, settings, store, teacher
 from dwa_core.command import failed
 from dwa_core.data import place_for, told_place
 from dwa_core.records import as_setting, read_record
@@ -142,8 +142,8 @@ def costs(setting: Setting) -> list[str]:
     """Lines that say, before any work, what a run takes in disk, memory and hours, as far as that is known."""
     records = recorded()
     size = size_of(setting, sizes(records))
-    device = models.choose_device(setting.device)
-    expected = seconds(setting, size, seconds_per_pass(records), models.device_name(device))
+    device = devices.choose_device(setting.device)
+    expected = seconds(setting, size, seconds_per_pass(records), devices.device_name(device))
     lines = [
         "hours on this device, if nothing of it is there yet: "
         + ", ".join(f"{stage} {hours(expected[stage])}" for stage in STAGES)
@@ -194,7 +194,7 @@ def main(profile: str) -> None:
     records = recorded()
     known = sizes(records)
     rates = seconds_per_pass(records)
-    device = models.device_name(models.choose_device("auto"))
+    device = devices.device_name(devices.choose_device("auto"))
     runs = report.runs_of(profile)
     by_name = defaultdict(list)
     for run in runs:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dwa_core import augment, diversity, models, store
+from dwa_core import augment, devices, diversity, models, store
 from dwa_core.augment import STUDENT
 from dwa_core.batches import Resident
 from dwa_core.data import ImageData
@@ -38,8 +38,8 @@ def use_batch_statistics(network: nn.Module) -> None:
 
 def labeller(setting: Setting, teacher: Teacher, device: torch.device) -> nn.Module:
     """The teacher's network as it labels: without gradients, its BatchNorm as the relabel stage says."""
-    precision = models.choose_precision(setting.precision, device)
-    network = models.cast_weights(models.frozen_copy(teacher.network), precision)
+    precision = devices.choose_precision(setting.precision, device)
+    network = devices.cast_weights(devices.frozen_copy(teacher.network), precision)
     if setting.relabel.teacher_batch_statistics:
         use_batch_statistics(network)
     return network
@@ -133,10 +133,10 @@ def train_student(
     # By a key, so that student 0 does not begin with the very weights that teacher 0 began with.
     first_weights = augment.key_to_seed(STUDENT, setting.seed)
     student = models.build(setting.student, len(data.classes), setting.stem, images.side, first_weights)
-    student = models.on_device(student, device)
+    student = devices.on_device(student, device)
 
     checkpoint = store.Checkpoint(f"student-{student_name(setting, data, artifacts)}")
-    precision = models.choose_precision(setting.precision, device)
+    precision = devices.choose_precision(setting.precision, device)
     with memory_for("relabel", stage, student, images.side, device, precision):
         curve = fit(
             student,
@@ -174,7 +174,7 @@ def stage_seconds(teacher: Teacher, distilled: DistilledSet, student: store.Chec
 
 def run_record(setting: Setting, data: ImageData, seconds: dict, device: torch.device) -> dict:
     """What holds for a run as a whole: settings, data, wall time per stage, and where it was run."""
-    precision = models.choose_precision(setting.precision, device)
+    precision = devices.choose_precision(setting.precision, device)
     return {
         "setting": setting.recorded(),
         "data": {

@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from dwa_core import stop
-from dwa_core.models import device_name
+from dwa_core.devices import device_name
 from dwa_core.settings import checkpoint_seconds, root
 
 FORMAT_VERSION = 1

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-from dwa_core import augment, distilled, external, guard, initialise, models, stop, store, watch
+from dwa_core import augment, devices, distilled, external, guard, initialise, stop, store, watch
 from dwa_core.adjust import adjust_weights
 from dwa_core.augment import DIRECTION, INITIAL_NOISE
 from dwa_core.batchnorm import BatchNormTerms, match_statistics
@@ -57,7 +57,7 @@ class ImageOptimisation:
         usual_terms: torch.Tensor | None = None,
     ):
         self.labels, self.stage, self.precision, self.device = labels, stage, precision, images.device
-        self.network = models.cast_weights(network, precision)
+        self.network = devices.cast_weights(network, precision)
         self.terms_of = BatchNormTerms(match_statistics(network), stage.r_var)
         self.usual_terms = self.terms_of.of_zero_statistics() if usual_terms is None else usual_terms
         self.black, self.white = (augment.normalise(torch.full_like(images[:1], v), mean, std) for v in (0.0, 1.0))
@@ -83,7 +83,7 @@ class ImageOptimisation:
         rate = self.rates.index_select(0, self.iteration).squeeze(0)
         self.optimizer.param_groups[0]["lr"].copy_(rate)
         seen = augment.apply_view(self.images, self.views.index_select(0, self.iteration).squeeze(0))
-        with models.autocast(self.device, self.precision):
+        with devices.autocast(self.device, self.precision):
             logits = self.network(seen)
         cross_entropy = F.cross_entropy(logits.to(seen.dtype), self.labels)
         self.terms = self.terms_of()
@@ -122,7 +122,7 @@ def terms_before_adjustment(teacher: nn.Module, images: torch.Tensor, view: torc
 
     A teacher of few epochs has running statistics that are far from those of any images.
     """
-    twin = models.frozen_copy(teacher)
+    twin = devices.frozen_copy(teacher)
     terms_of = BatchNormTerms(match_statistics(twin), r_var)
     twin(augment.apply_view(images, view))
     return torch.maximum(terms_of(), terms_of.of_zero_statistics())
@@ -140,7 +140,7 @@ def optimise(
     Raises:
         DivergedError: the numbers of a batch have gone wrong; they are looked at every guard.CHECK_EVERY iterations.
     """
-    steps = [models.Graphed(batch.step, batch.device) for batch in batches]
+    steps = [devices.Graphed(batch.step, batch.device) for batch in batches]
     iterations = len(batches[0].views)
     for iteration in range(int(batches[0].iteration), iterations):
         try:
@@ -191,11 +191,11 @@ def synthesize(
         zeros = torch.zeros(size, 3, side, side, device=device)
         labels = torch.zeros(size, dtype=torch.long, device=device)
         whole = augment.whole_views(torch.zeros(1, 2), side)[0]
-        adjust_weights(models.frozen_copy(teacher), zeros, labels, whole, stage.adjustment, stage.rho, 1)
-        twin = models.frozen_copy(teacher)
+        adjust_weights(devices.frozen_copy(teacher), zeros, labels, whole, stage.adjustment, stage.rho, 1)
+        twin = devices.frozen_copy(teacher)
         terms = BatchNormTerms(match_statistics(twin), stage.r_var)
         zeros.requires_grad_(True)
-        with models.autocast(device, models.choose_precision(setting.precision, device)):
+        with devices.autocast(device, devices.choose_precision(setting.precision, device)):
             logits = twin(zeros)
         torch.autograd.grad(logits.sum() + terms().sum(), zeros)
 
@@ -256,17 +256,17 @@ def prepare(
     """
     stage, images = setting.synthesis, setting.images
     classes, side = len(data.classes), images.side
-    precision = models.choose_precision(setting.precision, device)
+    precision = devices.choose_precision(setting.precision, device)
     for number, index in enumerate(indices):
         if (number + 1) * classes <= skip:
             continue
-        network = models.frozen_copy(teacher)
+        network = devices.frozen_copy(teacher)
         for start in range(0, classes, stage.classes_per_batch):
             is_done = number * classes + start < skip
             if stage.weights_between_class_batches == "restored":
                 if is_done:
                     continue
-                network = models.frozen_copy(teacher)
+                network = devices.frozen_copy(teacher)
             labels = torch.arange(start, min(start + stage.classes_per_batch, classes), device=device)
             key = (stage.seed, index, start)
             if chosen is not None:
@@ -290,7 +290,7 @@ def prepare(
             )
             if not is_done:
                 usual = terms_before_adjustment(teacher, initial, views[0], stage.r_var)
-                twin = models.frozen_copy(network)
+                twin = devices.frozen_copy(network)
                 yield ImageOptimisation(
                     twin,
                     initial,
@@ -378,7 +378,7 @@ def synthesize_and_store(
     with store.new_artifact("distilled", name) as folder:
         distilled.write_parquet(pictures, data.classes, folder / distilled.PARQUET, stage.storage)
         (folder / "README.md").write_text(distilled.dataset_card(setting, name))
-        precision = models.choose_precision(setting.precision, device)
+        precision = devices.choose_precision(setting.precision, device)
         store.finish(folder, described, checkpoint, device, precision, losses_first_batch=losses)
     for unfinished in (checkpoint, *parts):
         unfinished.remove()

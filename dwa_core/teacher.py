@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm import tqdm
 
-from dwa_core import augment, guard, models, stop, store, watch
+from dwa_core import augment, devices, guard, models, stop, store, watch
 from dwa_core.augment import LAYERS, TEACHER
 from dwa_core.data import ImageData
 from dwa_core.settings import InputError, Setting, Training, changed, root
@@ -77,7 +77,7 @@ def train_and_store(setting: Setting, data: ImageData, device: torch.device, nam
     Where processes share the batches (`distributed.py`), each trains on its share and the first of them stores.
     """
     stage, images = setting.teacher, setting.images
-    precision = models.choose_precision(setting.precision, device)
+    precision = devices.choose_precision(setting.precision, device)
     rank, processes = data.train.share
     checkpoint = store.Checkpoint(name, written=rank == 0)
 
@@ -86,13 +86,13 @@ def train_and_store(setting: Setting, data: ImageData, device: torch.device, nam
 
     if (path := weights_file(setting)) is not None:
         network = models.build(setting.network, len(data.classes), setting.stem, images.side, stage.seed)
-        network, curve = models.on_device(models.with_own_weights(network, path), device), []
+        network, curve = devices.on_device(models.with_own_weights(network, path), device), []
     elif stage.weights is not None:
-        network = models.on_device(models.published(setting.network, stage.weights, len(data.classes)), device)
+        network = devices.on_device(models.published(setting.network, stage.weights, len(data.classes)), device)
         curve = []
     else:
         network = models.build(setting.network, len(data.classes), setting.stem, images.side, stage.seed)
-        network = models.on_device(network, device)
+        network = devices.on_device(network, device)
         # All that fit does to the network itself holds for its wrapper, which only averages the gradients.
         shared = nn.parallel.DistributedDataParallel(network) if processes > 1 else network
         with memory_for("teacher", stage, network, images.side, device, precision, processes):
@@ -142,7 +142,7 @@ def loaded(setting: Setting, classes: int, device: torch.device, folder: Path) -
     network = models.build(setting.network, classes, setting.stem, setting.images.side, seed=0)
     state = load_file(folder / "model.safetensors")
     network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
-    return models.on_device(network, device).eval().requires_grad_(False)
+    return devices.on_device(network, device).eval().requires_grad_(False)
 
 
 # ---------------------------------------------------------------------------- training, shared with students
@@ -229,7 +229,7 @@ def fit(
     latest = torch.zeros((), device=device)
 
     def step(inputs: torch.Tensor, labels: torch.Tensor) -> None:
-        with models.autocast(device, precision):
+        with devices.autocast(device, precision):
             loss = batch_loss(inputs, labels)
         optimizer.zero_grad()
         loss.backward()
@@ -237,7 +237,7 @@ def fit(
         latest.copy_(loss.detach())
 
     # What processes tell each other in a step is no part of a CUDA graph.
-    step_fast = step if dist.is_available() and dist.is_initialized() else models.Graphed(step, device)
+    step_fast = step if dist.is_available() and dist.is_initialized() else devices.Graphed(step, device)
     for epoch in progress:
         rate = learning_rate(stage, epoch)
         for group in optimizer.param_groups:
@@ -324,7 +324,7 @@ def memory_for(
     def attempt(size: int) -> None:
         own = -(-size // processes)
         images = torch.zeros(own, 3, side, side, device=device).contiguous(memory_format=torch.channels_last)
-        with models.autocast(device, precision):
+        with devices.autocast(device, precision):
             outputs = network.train()(images)
         outputs.float().sum().backward()
 
@@ -338,7 +338,7 @@ def accuracy(network: nn.Module, batches, device: torch.device, precision: torch
     hits, count = torch.zeros(2, device=device), 0
     for inputs, labels in batches:
         inputs, labels = inputs.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-        with models.autocast(device, precision):
+        with devices.autocast(device, precision):
             logits = network(inputs)
         ranked = logits.float().topk(min(5, logits.shape[1])).indices == labels[:, None]
         hits += torch.stack([ranked[:, 0].sum(), ranked.sum()])

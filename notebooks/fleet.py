@@ -126,13 +126,13 @@ def split(ipc: int, tasks: int) -> list[range]:
 
 def opened(parameters: dict, ipc: int = 1):
     """Setting, device and data of each task of `parameters`; fewer than `ipc` images in a class are refused."""
-    from dwa_core import continual, data, models
+    from dwa_core import continual, data, devices, models
 
     setting = settings.resolve(parameters)
     models.check_network("network", setting.network, setting.stem, setting.images.side)
     if setting.deterministic:
-        models.use_deterministic_algorithms()
-    device = models.choose_device(setting.device)
+        devices.use_deterministic_algorithms()
+    device = devices.choose_device(setting.device)
     whole = data.load(setting.dataset, setting.images, device, ipc, setting.validation)
     return setting, device, continual.split_into_tasks(setting, whole)
 

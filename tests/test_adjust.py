@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dwa_core import initialise, models
+from dwa_core import devices, initialise
 from dwa_core.adjust import adjust_weights
 from dwa_core.augment import apply_view, normalise, to_unit_range, whole_views
 
@@ -22,7 +22,7 @@ def real_batch(digits, tiny_setting):
 
 @pytest.fixture
 def network(tiny_teacher):
-    return models.frozen_copy(tiny_teacher.network).double()
+    return devices.frozen_copy(tiny_teacher.network).double()
 
 
 def adjusted(network, batch, kind: str, rho: float, steps: int = 3, *key: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -40,7 +40,7 @@ def cross_entropy(network, batch) -> float:
 @pytest.mark.parametrize("rho", [0.001, 0.015, 0.1])
 def test_one_directed_step_is_of_length_rho_along_the_gradient_of_the_loss(rho, network, real_batch):
     images, labels = real_batch
-    plain = models.frozen_copy(network).requires_grad_(True)
+    plain = devices.frozen_copy(network).requires_grad_(True)
     F.cross_entropy(plain(apply_view(images, VIEW)), labels).backward()
     gradient = torch.cat([parameter.grad.flatten() for parameter in plain.parameters()])
     before, after = adjusted(network, real_batch, "directed", rho, 1)
@@ -58,7 +58,7 @@ def test_directed_adjustment_raises_the_loss_within_the_length_rho(network, real
 
 def test_random_adjustment_is_one_direction_of_length_rho_that_depends_on_its_key(network, real_batch):
     def moved(*key):
-        before, after = adjusted(models.frozen_copy(network), real_batch, "random", 0.015, 12, *key)
+        before, after = adjusted(devices.frozen_copy(network), real_batch, "random", 0.015, 12, *key)
         return after - before
 
     first = moved(3, 0)
@@ -90,7 +90,7 @@ def test_adjustment_leaves_batchnorm_statistics_images_and_freezing_alone(kind, 
 
 
 def test_image_gradient_is_returned_only_on_request(network, real_batch):
-    assert adjust_weights(models.frozen_copy(network), *real_batch, VIEW, "directed", 0.015, 2) is None
+    assert adjust_weights(devices.frozen_copy(network), *real_batch, VIEW, "directed", 0.015, 2) is None
     images = real_batch[0].clone().requires_grad_(True)
     F.cross_entropy(network(apply_view(images, VIEW)), real_batch[1]).backward()
     found = adjust_weights(network, *real_batch, VIEW, "directed", 0.015, 1, with_image_gradient=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dwa_core import augment, initialise, models, settings
+from dwa_core import augment, devices, initialise, models, settings
 from dwa_core.synthesize import ImageOptimisation, optimise
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
@@ -28,8 +28,8 @@ def test_fast_and_plain_synthesis_agree_in_float64_after_ten_iterations(name):
     images = augment.normalise(pixels, setting.images.mean, setting.images.std)
     views = augment.draw_views(10, 16, setting.synthesis.roll, False, 0)
     arguments = (images, torch.arange(4), views, setting.synthesis, setting.images.mean, setting.images.std)
-    *_, slow = plain.synthesis_steps(models.frozen_copy(network), *arguments)
-    batch = ImageOptimisation(models.frozen_copy(network), *arguments, torch.float64)
+    *_, slow = plain.synthesis_steps(devices.frozen_copy(network), *arguments)
+    batch = ImageOptimisation(devices.frozen_copy(network), *arguments, torch.float64)
     optimise([batch])
     fast = batch.images.detach()
     assert (fast - slow).norm() <= 1e-9 * slow.norm()
@@ -45,7 +45,7 @@ def test_losses_in_bf16_end_within_the_spread_of_three_seeds_in_fp32(digits, tin
         chosen = initialise.draw_real(digits.train, 10, 1, seed)[0]
         initial = augment.normalise(augment.to_unit_range(digits.train.pictures(chosen)), images.mean, images.std)
         views = augment.draw_views(stage.iterations, 16, [0, 2], False, seed)
-        network = models.frozen_copy(tiny_teacher.network)
+        network = devices.frozen_copy(tiny_teacher.network)
         labels = torch.arange(10)
         batch = ImageOptimisation(network, initial, labels, views, stage, images.mean, images.std, precision)
         optimise([batch])

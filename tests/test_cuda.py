@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dwa_core import augment, batches, batchnorm, data, initialise, models, relabel, store, synthesize, teacher
+from dwa_core import augment, batches, batchnorm, data, devices, initialise, models, relabel, store, synthesize, teacher
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import plain
@@ -27,7 +27,7 @@ def test_teacher_dwa_and_student_run_on_the_gpu(precision, tiny_setting, own_roo
         synthesis={"iterations": 5, "classes_per_batch": 5},
         relabel={"epochs": 2},
     )
-    device = models.choose_device(setting.device)
+    device = devices.choose_device(setting.device)
     found = data.load("digits", setting.images, device)
     assert found.train.images_uint8.device.type == "cuda"
     trained = teacher.train_or_load(setting, found, device)
@@ -71,7 +71,7 @@ def test_fp32_synthesis_on_the_gpu_is_that_of_the_cpu(digits, tiny_teacher, tiny
     views = augment.draw_views(10, 16, stage.roll, True, 0)
     results = []
     for device in (cpu, CUDA):
-        network = models.on_device(models.frozen_copy(tiny_teacher.network), device)
+        network = devices.on_device(devices.frozen_copy(tiny_teacher.network), device)
         labels = torch.arange(10, device=device)
         batch = synthesize.ImageOptimisation(
             network, initial.to(device), labels, views, stage, images.mean, images.std, torch.float32
@@ -87,13 +87,13 @@ def test_fp32_synthesis_on_the_gpu_is_that_of_the_cpu(digits, tiny_teacher, tiny
 def test_fast_and_plain_synthesis_agree_on_the_gpu(tiny_setting):
     """Ten iterations in fp32, replayed from a CUDA graph after the first three, against benchmarks/plain.py."""
     stage, images = (setting := tiny_setting()).synthesis, setting.images
-    network = models.on_device(models.build("resnet18", 10, "small", 16, seed=0), CUDA).eval().requires_grad_(False)
+    network = devices.on_device(models.build("resnet18", 10, "small", 16, seed=0), CUDA).eval().requires_grad_(False)
     random = torch.Generator().manual_seed(0)
     initial = augment.normalise(torch.rand(10, 3, 16, 16, generator=random), images.mean, images.std).to(CUDA)
     views = augment.draw_views(10, 16, [0, 2], False, 0)
     arguments = (initial, torch.arange(10, device=CUDA), views, stage, images.mean, images.std)
-    *_, slow = plain.synthesis_steps(models.frozen_copy(network), *arguments)
-    batch = synthesize.ImageOptimisation(models.frozen_copy(network), *arguments, torch.float32)
+    *_, slow = plain.synthesis_steps(devices.frozen_copy(network), *arguments)
+    batch = synthesize.ImageOptimisation(devices.frozen_copy(network), *arguments, torch.float32)
     synthesize.optimise([batch])
     assert (batch.images - slow).norm() < 1e-3 * slow.norm()
 
@@ -102,7 +102,7 @@ def test_fast_and_plain_synthesis_agree_on_the_gpu(tiny_setting):
 def test_batches_side_by_side_on_the_gpu_end_as_they_do_one_after_the_other(digits, tiny_teacher, tiny_setting, cpu):
     setting = tiny_setting(ipc=3, synthesis={"iterations": 10})
     drawn = initialise.draw_real(digits.train, 10, 3, seed=0)
-    teacher_there = models.on_device(models.frozen_copy(tiny_teacher.network), CUDA)
+    teacher_there = devices.on_device(devices.frozen_copy(tiny_teacher.network), CUDA)
     together = list(synthesize.prepare(setting, digits, teacher_there, CUDA, drawn, range(3), skip=0))
     apart = list(synthesize.prepare(setting, digits, teacher_there, CUDA, drawn, range(3), skip=0))
     synthesize.optimise(together)
@@ -120,9 +120,9 @@ def test_training_by_a_graph_is_training_step_by_step(optimizer, digits, tiny_se
     stage = tiny_setting(teacher=training).teacher
     split = batches.Resident(digits.train.images_uint8, digits.train.labels, CUDA)
     losses = []
-    for warm_up in (models.Graphed.WARM_UP, 10**9):
-        monkeypatch.setattr(models.Graphed, "WARM_UP", warm_up)
-        network = models.on_device(models.build("convnet-16", 10, "small", 16, seed=0), CUDA)
+    for warm_up in (devices.Graphed.WARM_UP, 10**9):
+        monkeypatch.setattr(devices.Graphed, "WARM_UP", warm_up)
+        network = devices.on_device(models.build("convnet-16", 10, "small", 16, seed=0), CUDA)
         curve = teacher.fit(
             network,
             stage,
@@ -159,7 +159,7 @@ def test_bf16_ends_within_the_spread_of_three_seeds_in_fp32(tiny_setting, own_ro
             synthesis={"iterations": 1000, "seed": seed},
             relabel={"epochs": 100},
         )
-        device = models.choose_device("cuda")
+        device = devices.choose_device("cuda")
         digits = data.load("digits", setting.images, device)
         trained = teachers[0] if teachers else teacher.train_or_load(setting, digits, device)
         teachers.append(trained)

@@ -7,7 +7,7 @@ import signal
 import pytest
 import torch
 
-from dwa_core import guard, initialise, models, relabel, report, stop, store, synthesize, teacher
+from dwa_core import devices, guard, initialise, models, relabel, report, stop, store, synthesize, teacher
 from dwa_core.batches import Resident
 
 
@@ -114,7 +114,7 @@ def test_every_stage_says_which_batch_would_fit(stage, digits, tiny_teacher, tin
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     if stage in ("weight adjustment", "synthesis"):
-        network = models.frozen_copy(tiny_teacher.network)
+        network = devices.frozen_copy(tiny_teacher.network)
         network.register_forward_pre_hook(crowded)
         setting = tiny_setting(synthesis={"adjustment": "directed" if stage == "weight adjustment" else "none"})
         with refused("synthesis.classes_per_batch: a batch of 10 does not fit", "; 5 would"):

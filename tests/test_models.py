@@ -1,18 +1,14 @@
-"""Networks: their sizes and shapes, weights by seed alone, names, devices and precision."""
+"""Networks: their sizes and shapes, weights by seed alone, names."""
 
-import os
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import parameters_to_vector
 
-from dwa_core import distilled, models, notebook, relabel, synthesize, teacher
-
-
-def weights(network: nn.Module) -> torch.Tensor:
-    return torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
+from dwa_core import models
 
 
 @pytest.mark.parametrize(
@@ -48,7 +44,7 @@ def test_convnet_has_three_blocks_and_one_linear_layer(width, side):
     convolutions = (3 * 9 + 1) * width + 2 * (width * 9 + 1) * width
     batchnorms = 3 * 2 * width
     linear = (width * (side // 8) ** 2 + 1) * 7
-    assert weights(network).numel() == convolutions + batchnorms + linear
+    assert count(network) == convolutions + batchnorms + linear
 
 
 def count(network: nn.Module) -> int:
@@ -191,11 +187,11 @@ def test_network_without_batchnorm_is_refused_as_a_teacher(refused):
 def test_weights_depend_on_the_seed_alone_and_leave_the_global_state_alone(name):
     torch.manual_seed(1)
     state = torch.get_rng_state()
-    first = weights(models.build(name, 10, "small", 16, seed=0))
+    first = parameters_to_vector(models.build(name, 10, "small", 16, seed=0).parameters())
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(2)
-    assert torch.equal(weights(models.build(name, 10, "small", 16, seed=0)), first)
-    assert not torch.equal(weights(models.build(name, 10, "small", 16, seed=1)), first)
+    assert torch.equal(parameters_to_vector(models.build(name, 10, "small", 16, seed=0).parameters()), first)
+    assert not torch.equal(parameters_to_vector(models.build(name, 10, "small", 16, seed=1).parameters()), first)
 
 
 @pytest.mark.parametrize("name", ["resnet19", "ResNet18", "convnet-0", "convnet-", "convnet-1.5", "", "xresnet18"])
@@ -245,73 +241,3 @@ def test_published_weights_are_checked_and_nothing_in_their_file_is_run(monkeypa
     with refused("teacher.weights", "cannot be downloaded or read"):
         models.published("resnet18", "IMAGENET1K_V1", 1000)
     assert not (tmp_path / "was-run").exists()
-
-
-@pytest.fixture
-def algorithms():
-    """The global switches of torch are put back."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
-    yield
-    torch.use_deterministic_algorithms(before[0])
-    torch.backends.cudnn.benchmark = before[1]
-
-
-@pytest.mark.usefixtures("algorithms")
-def test_deterministic_setting_reaches_torch_and_the_names_of_artifacts(tiny_setting, monkeypatch):
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
-    given = {"preset": "digits", "profile": "test", "name": "tiny"}
-    plain = notebook.read_setting({**given, "In": []})
-    assert not torch.are_deterministic_algorithms_enabled()
-    exact = notebook.read_setting({**given, "deterministic": True, "In": []})
-    assert torch.are_deterministic_algorithms_enabled()
-    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
-    assert teacher.describe(plain, "data")[0] != teacher.describe(exact, "data")[0]
-    names = [distilled.describe(setting, "data", "teacher")[0] for setting in (plain, exact)]
-    assert names[0] != names[1]
-    assert "deterministic" not in teacher.describe(plain, "data")[1]
-
-
-@pytest.mark.usefixtures("algorithms")
-def test_whole_chain_runs_with_deterministic_algorithms(tiny_setting, digits, tiny_teacher, cpu):
-    models.use_deterministic_algorithms()
-    setting = tiny_setting(synthesis={"resized_crop": True}, relabel={"crop": "resized", "mixing": "cutmix"})
-    trained = teacher.train_or_load(tiny_setting(teacher={"epochs": 1}), digits, cpu)
-    distilled = synthesize.synthesize_or_load(setting, digits, trained, cpu)
-    assert relabel.evaluate(setting, digits, trained, distilled, cpu)["accuracy"]["last"] > 0
-
-
-def test_auto_takes_bf16_only_where_the_device_computes_in_it(monkeypatch, cpu):
-    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": True})
-    assert models.choose_precision("auto", cpu) is torch.bfloat16
-    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx2": True})
-    assert models.choose_precision("auto", cpu) is torch.float32
-    assert models.choose_precision("bf16", cpu) is torch.bfloat16
-    assert models.choose_precision("fp32", cpu) is torch.float32
-
-
-@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float32])
-def test_network_computes_in_the_chosen_precision_and_keeps_its_weights(precision, cpu):
-    network = models.build("convnet-8", 10, "small", 16, seed=0)
-    with models.autocast(cpu, precision):
-        assert network(torch.zeros(1, 3, 16, 16)).dtype is precision
-    assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
-
-
-def test_frozen_copy_shares_nothing_with_the_network():
-    network = models.build("convnet-8", 10, "small", 16, seed=0).train()
-    twin = models.frozen_copy(network)
-    assert not any(layer.training for layer in twin.modules())
-    assert not any(parameter.requires_grad for parameter in twin.parameters())
-    before = weights(network)
-    for parameter in twin.parameters():
-        parameter.add_(1)
-    assert torch.equal(weights(network), before)
-    assert network.training
-    assert all(parameter.requires_grad for parameter in network.parameters())
-
-
-def test_auto_takes_the_gpu_where_there_is_one(monkeypatch):
-    for available, expected in ((True, "cuda"), (False, "cpu")):
-        monkeypatch.setattr("torch.cuda.is_available", lambda available=available: available)
-        assert models.choose_device("auto").type == expected
-        assert models.choose_device("cpu").type == "cpu"

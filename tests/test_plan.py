@@ -2,7 +2,7 @@
 
 import pytest
 
-from dwa_core import data, models, plan, settings, settings_files, store
+from dwa_core import data, devices, plan, settings, settings_files, store
 
 DEVICE = "Some CPU, 4 threads"
 SIZE = {"training_images": 1000, "test_images": 200, "classes": 10, "fingerprint": "copy"}
@@ -111,7 +111,9 @@ def test_costs_of_a_data_set_that_was_never_read_are_not_known(monkeypatch):
 
 def test_costs_are_bytes_of_images_and_parameters(own_root):
     path = setting().record_path()
-    store.write_json(path, {**record(setting(), **MEASURED), "device": models.device_name(models.choose_device("cpu"))})
+    store.write_json(
+        path, {**record(setting(), **MEASURED), "device": devices.device_name(devices.choose_device("cpu"))}
+    )
     text = "\n".join(plan.costs(setting(device="cpu")))
     assert "teacher 0.08, synthesis 0.00, student 0.01" in text  # hours
     # 5 images of each of 10 classes, and 1,200 real ones, of 16 x 16 x 3 bytes.
@@ -154,7 +156,7 @@ def unusable(own_root):
 
 
 def test_record_that_cannot_be_used_is_named_once_and_stops_nothing(unusable, own_root, capsys):
-    good = {**record(setting(), **MEASURED), "device": models.device_name(models.choose_device("cpu"))}
+    good = {**record(setting(), **MEASURED), "device": devices.device_name(devices.choose_device("cpu"))}
     store.write_json(setting().record_path(), good)
     lines = plan.costs(setting(device="cpu"))  # what setting.ipynb shows
     assert "teacher 0.08" in lines[0]
@@ -185,7 +187,7 @@ def own_profile(tmp_path, monkeypatch):
 
 
 def test_plan_lists_done_and_missing_and_counts_what_is_shared_once(own_profile, own_root, capsys):
-    device = models.device_name(models.choose_device("auto"))
+    device = devices.device_name(devices.choose_device("auto"))
     first = settings.resolve(settings_files.read(own_profile / "a.yaml"))
     seconds = {"teacher": 3600.0, "synthesis": 7200.0, "student": 1800.0}
     store.write_json(first.record_path(), {**record(first, **seconds), "device": device})
@@ -209,7 +211,7 @@ def test_plan_where_nothing_was_measured_has_no_total(own_profile, capsys):
 def done(profile, name: str, student: float) -> settings.Setting:
     """The setting `name` with the records of all its seeds."""
     seconds = {"teacher": 3600.0, "synthesis": 7200.0, "student": student}
-    device = models.device_name(models.choose_device("auto"))
+    device = devices.device_name(devices.choose_device("auto"))
     for seed in (0, 1):
         made = settings.resolve({**settings_files.read(profile / f"{name}.yaml"), "seed": seed})
         store.write_json(made.record_path(), {**record(made, **seconds), "device": device})

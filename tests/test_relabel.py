@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from dwa_core import models, relabel, settings, store, synthesize, teacher
+from dwa_core import devices, relabel, settings, store, synthesize, teacher
 from dwa_core.batches import Resident
 
 
@@ -63,7 +63,7 @@ def test_loss_is_zero_and_flat_where_the_student_agrees(tiny_setting):
 
 def test_batch_statistics_label_differently_and_leave_the_running_ones_alone(tiny_teacher):
     images = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    labeller = models.frozen_copy(nn.Sequential(tiny_teacher.network, nn.Dropout(0.9)))
+    labeller = devices.frozen_copy(nn.Sequential(tiny_teacher.network, nn.Dropout(0.9)))
     running = labeller(images)
     relabel.use_batch_statistics(labeller)
     buffers = {name: value.clone() for name, value in labeller.named_buffers() if "running" in name}
@@ -71,7 +71,7 @@ def test_batch_statistics_label_differently_and_leave_the_running_ones_alone(tin
     assert len(buffers) == 6
     for name, value in labeller.named_buffers():
         assert name not in buffers or torch.equal(value, buffers[name]), name
-    plain = models.frozen_copy(tiny_teacher.network).train()  # it has BatchNorm, and nothing else that trains
+    plain = devices.frozen_copy(tiny_teacher.network).train()  # it has BatchNorm, and nothing else that trains
     torch.testing.assert_close(batch, plain(images))
     assert not torch.allclose(batch, running, atol=1e-2)
 

@@ -402,7 +402,31 @@ def test_distance_bars_of_sets_that_differ_otherwise_are_all_drawn_and_told_apar
     (axis,) = figures.distance_bars(report.runs_of("trial", "table-1")).axes
     labels = [container.get_label() for container in axis.containers]
     assert len(labels) == 2
-    assert sorted(label.split(", ")[-1].split()[0] for label in labels) == ["longer", "shorter"]
+    assert sorted(label.split(",\n")[-1] for label in labels) == ["teacher of 10 epochs", "teacher of 20 epochs"]
+
+
+def test_alike_labels_go_on_with_the_first_that_differs(bare_record):
+    def record_of(teacher, distilled, epochs=30, ipc=10):
+        setting = settings.resolve(
+            {"preset": "cifar10", "profile": "trial", "name": "a", "ipc": ipc, "teacher": {"epochs": epochs}}
+        )
+        return bare_record(setting, teacher={"artifact": teacher}, distilled={"artifact": distilled})
+
+    records = [
+        record_of("cifar10-a", "x-1"),
+        record_of("cifar10-a", "x-2"),
+        record_of("cifar10-b", "x-3"),
+        record_of("cifar10-c", "x-4", epochs=40),
+        record_of("cifar10-a", "x-5", ipc=50),
+    ]
+    assert figures.told_apart(records, ["DWA", "DWA", "DWA", "DWA", "DWA"]) == [
+        "DWA,\nteacher of 30 epochs,\nteacher a,\nset 1",
+        "DWA,\nteacher of 30 epochs,\nteacher a,\nset 2",
+        "DWA,\nteacher of 30 epochs,\nteacher b",
+        "DWA,\nteacher of 40 epochs",
+        "DWA",
+    ]
+    assert figures.told_apart(records[:2], ["SRe2L", "DWA"]) == ["SRe2L", "DWA"]
 
 
 @pytest.mark.parametrize(

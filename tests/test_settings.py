@@ -4,7 +4,7 @@ from functools import reduce
 
 import pytest
 
-from dwa_core import models, notebook, settings, settings_files
+from dwa_core import devices, notebook, settings, settings_files
 
 GIVEN = {"profile": "test", "name": "name"}
 
@@ -242,7 +242,7 @@ def test_data_folder_that_does_not_exist_is_refused(tmp_path, monkeypatch, refus
 def test_cuda_where_there_is_none_is_refused(monkeypatch, refused):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with refused("device", "'cuda'", "cpu"):
-        models.choose_device(resolved(device="cuda").device)
+        devices.choose_device(resolved(device="cuda").device)
 
 
 # ------------------------------------------------------------------------------------------ settings files

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from dwa_core import augment, batchnorm, initialise, models, settings, store, synthesize
+from dwa_core import augment, batchnorm, devices, initialise, models, settings, store, synthesize
 
 # ------------------------------------------------------------------------------------- BatchNorm statistics
 
@@ -134,7 +134,7 @@ def test_images_stay_in_the_range_of_pixels_and_losses_fall(digits, tiny_teacher
     black, white = (augment.normalise(torch.full((1, 3, 1, 1), v), images.mean, images.std) for v in (0.0, 1.0))
 
     batch = synthesize.ImageOptimisation(
-        models.frozen_copy(tiny_teacher.network),
+        devices.frozen_copy(tiny_teacher.network),
         initial,
         torch.arange(10),
         views,
@@ -165,7 +165,7 @@ def test_learning_rate_reaches_the_images_through_adam_without_warmup(tiny_teach
     stage, images = (setting := tiny_setting(synthesis={"learning_rate": 0.01})).synthesis, setting.images
     initial = torch.zeros(10, 3, 16, 16)
     views = augment.whole_views(torch.zeros(1, 2), 16)
-    network = models.frozen_copy(tiny_teacher.network)
+    network = devices.frozen_copy(tiny_teacher.network)
     batch = synthesize.ImageOptimisation(
         network, initial, torch.arange(10), views, stage, images.mean, images.std, torch.float32
     )

@@ -1,0 +1,140 @@
+"""How networks run: device, precision, memory format, and CUDA graphs."""
+
+import copy
+import os
+import platform
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from dwa_core.settings import InputError
+
+
+def choose_device(wanted: str) -> torch.device:
+    """The device for `wanted`: "cpu", "cuda", or "auto" (CUDA where there is one, for which cuDNN then tries kernels).
+
+    Raises:
+        InputError: CUDA was asked for and there is none.
+    """
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise InputError("device: 'cuda' is not available here; set it to cpu or auto")
+    if wanted == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    # Shapes stay the same for thousands of steps. The fastest kernel may differ from run to run.
+    torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
+    return torch.device("cuda")
+
+
+def use_deterministic_algorithms() -> None:
+    """From now on the same run on the same GPU gives the same bits; an operation that cannot raises RuntimeError.
+
+    To be called before anything is computed on the GPU.
+    """
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # cuBLAS's own condition for it
+    torch.use_deterministic_algorithms(True)
+
+
+def device_name(device: torch.device) -> str:
+    """What a reader of a record should know of the device: the GPU's name, or the CPU's and its threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    model = platform.processor() or platform.machine()
+    try:
+        with open("/proc/cpuinfo") as lines:
+            model = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    return f"{model}, {torch.get_num_threads()} threads"
+
+
+def choose_precision(wanted: str, device: torch.device) -> torch.dtype:
+    """The dtype of convolutions and matrix products: "auto" takes bf16 where the device computes in it."""
+    if wanted == "auto":
+        if device.type == "cuda":
+            fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            fast = torch.cpu.get_capabilities().get("avx512_bf16", False)
+        wanted = "bf16" if fast else "fp32"
+    return {"bf16": torch.bfloat16, "fp32": torch.float32}[wanted]
+
+
+def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
+    """Context in which a network computes in `precision`; its weights stay as they are."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision is torch.bfloat16)
+
+
+def on_device(network: nn.Module, device: torch.device) -> nn.Module:
+    """Moves `network` to `device` in the channels-last format, which both cuDNN and oneDNN prefer."""
+    return network.to(device, memory_format=torch.channels_last)
+
+
+def frozen_copy(network: nn.Module) -> nn.Module:
+    """A copy of `network` in eval mode none of whose parameters gets a gradient."""
+    twin = copy.deepcopy(network).eval()
+    return twin.requires_grad_(False)
+
+
+def cast_weights(network: nn.Module, precision: torch.dtype) -> nn.Module:
+    """Stores the weights of convolutions and linear layers of a frozen `network` in bf16, if that is the precision.
+
+    `autocast` would make the same copies in every step. BatchNorm stays in fp32.
+    """
+    if precision is torch.bfloat16:
+        for layer in network.modules():
+            if isinstance(layer, (nn.Conv2d, nn.Linear)):
+                layer.to(torch.bfloat16)
+    return network
+
+
+class Graphed:
+    """A function that works on tensors in place, called many times: on CUDA as replays of one graph.
+
+    A step of a small network on small images takes the host longer to launch than the GPU to compute; a graph
+    launches all its kernels at once. The first calls run as they are, and so do calls with inputs of another
+    shape, such as the smaller last batch of an epoch. The function must not read from the device, and what it
+    returns is lost. On a CPU it is just called.
+    """
+
+    WARM_UP = 3  # calls, in which cuDNN chooses its kernels and optimisers make their state
+
+    def __init__(self, function: Callable, device: torch.device):
+        self.function, self.device = function, device
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.inputs, self.graph, self.calls = [], None, 0
+
+    def __call__(self, *inputs: torch.Tensor) -> None:
+        if self.stream is None:
+            self.function(*inputs)
+            return
+        # Larger than before: a run may have gone on just before the smaller last batch of an epoch.
+        if self.graph is None and sum(map(len, inputs)) > sum(map(len, self.inputs)):
+            self.inputs, self.calls = [tensor.clone() for tensor in inputs], 0
+        self.stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self.stream):
+            if [tensor.shape for tensor in inputs] != [tensor.shape for tensor in self.inputs]:
+                self.function(*inputs)
+            else:
+                for own, given in zip(self.inputs, inputs, strict=True):
+                    own.copy_(given, non_blocking=True)
+                self.run_once()
+        if inputs:
+            self.join()  # else the caller's inputs might be overwritten while they are still read
+
+    def run_once(self) -> None:
+        """One call on the inputs of the graph, in the stream of its own."""
+        self.calls += 1
+        if self.calls <= self.WARM_UP:
+            self.function(*self.inputs)
+            return
+        if self.graph is None:
+            self.graph = torch.cuda.CUDAGraph()
+            # Other threads, such as a DataLoader's, may go on with the device meanwhile.
+            with torch.cuda.graph(self.graph, stream=self.stream, capture_error_mode="thread_local"):
+                self.function(*self.inputs)
+        self.graph.replay()
+
+    def join(self) -> None:
+        """Makes what comes next on the current stream wait for all calls so far."""
+        if self.stream is not None:
+            torch.cuda.current_stream(self.device).wait_stream(self.stream)
