@@ -62,13 +62,13 @@ class Resident:
 
 
 class Streamed:
-    """Images left in their files, decoded, cropped and batched by DataLoader workers; batches come as CPU tensors.
+    """Images left in their files, decoded, cropped and batched by DataLoader workers; batches come on the device.
 
     Each image's crop and flip depend on the epoch's key and on the image, not on the worker that draws them.
     """
 
-    def __init__(self, dataset: datasets.Dataset, side: int):
-        self.dataset, self.side = dataset, side
+    def __init__(self, dataset: datasets.Dataset, side: int, device: torch.device):
+        self.dataset, self.side, self.device = dataset, side, device
         self.labels = torch.tensor(dataset["label"][:])
         self.workers = min(16, os.cpu_count() or 1)
         self.share = (0, 1)  # of each training batch: this process's number, and how many share it
@@ -88,12 +88,12 @@ class Streamed:
                 chosen.append(np.asarray(squared(self.dataset[index]["image"], self.side)))
             except (OSError, SyntaxError, ValueError) as error:
                 raise InputError(f"dataset: training image number {index} cannot be read; {error}") from None
-        return torch.from_numpy(np.stack(chosen))
+        return torch.from_numpy(np.stack(chosen)).to(self.device)
 
     def relabelled(self, labels: torch.Tensor) -> "Streamed":
         """As Resident.relabelled; the files stay as they are."""
         dataset = self.dataset.remove_columns("label").add_column("label", labels.numpy())
-        return Streamed(dataset.select((labels >= 0).nonzero()[:, 0].numpy()), self.side)
+        return Streamed(dataset.select((labels >= 0).nonzero()[:, 0].numpy()), self.side, self.device)
 
     def train_batches(self, stage: Training, mean, std, *key: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """As Resident.train_batches, with a crop resized as PIL does."""
@@ -109,7 +109,7 @@ class Streamed:
         return self.batches(crop, mean, std, STREAMED_TEST_BATCH, None)
 
     def batches(self, crop: list, mean, std, batch_size: int, key: tuple[int, ...] | None):
-        """Normalised batches (B, 3, side, side) on the CPU, each image through `crop`; shuffled if there is a `key`."""
+        """Normalised batches (B, 3, side, side), each image through `crop`; shuffled if there is a `key`."""
         order = torch.arange(len(self))
         if key is not None:
             order = torch.randperm(len(self), generator=augment.device_random(torch.device("cpu"), *key))
@@ -124,8 +124,9 @@ class Streamed:
             generator=torch.Generator(),  # else it draws from the global one
         )
         for images, labels in readable(loader):
+            images = images.to(self.device)  # as bytes, a quarter of what they are as numbers
             images = images.float().div_(255).contiguous(memory_format=torch.channels_last)
-            yield augment.normalise(images, mean, std), labels
+            yield augment.normalise(images, mean, std), labels.to(self.device)
 
 
 def too_small(batch: torch.Tensor, images: int, processes: int) -> bool:

@@ -146,7 +146,7 @@ def after_task(
             targets = soft_labels(images, shares, labellers, stage.temperature)
         return relabel.soft_label_loss(student(images).float(), targets, stage)
 
-    measured = diversity.measure(setting, parts[-1], teachers[-1].network, distilled[-1].split(device), device)
+    measured = diversity.measure(setting, parts[-1], teachers[-1].network, distilled[-1].split(device))
     artifacts = [made.artifact for made in distilled]
     curve, checkpoint = relabel.train_student(
         setting,

@@ -50,7 +50,7 @@ def load(name: str, images: Images, device: torch.device, ipc: int = 1, validati
     place = place_for(size, images.side, device)
     told = told_place(size, images.side, device, place)
     if place == "files":
-        splits = {part: Streamed(dataset, images.side) for part, dataset in parts.items()}
+        splits = {part: Streamed(dataset, images.side, device) for part, dataset in parts.items()}
         content = store.digest(source, images.side)
     else:
         tensors, content = decoded(name, parts, images.side, source, classes)

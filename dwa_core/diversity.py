@@ -21,13 +21,11 @@ PASS = 250  # images in one pass through the network
 
 
 @torch.inference_mode()
-def features_and_logits(
-    network: nn.Module, split: Resident | Streamed, mean, std, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
+def features_and_logits(network: nn.Module, split: Resident | Streamed, mean, std) -> tuple[torch.Tensor, torch.Tensor]:
     """Features (N, channels) and logits (N, classes) of the images of `split`, in order, on the CPU.
 
     Args:
-        network: on `device`, in eval mode, with at least one nn.Conv2d.
+        network: on the device of `split`, in eval mode, with at least one nn.Conv2d.
         mean, std: of the normalisation that the network was trained with.
     """
     features, logits, latest = [], [], {}
@@ -40,7 +38,7 @@ def features_and_logits(
     try:
         for images, _ in split.test_batches(mean, std):
             for some in images.split(PASS):
-                logits.append(network(some.to(device)).float().cpu())
+                logits.append(network(some).float().cpu())
                 features.append(latest["features"].cpu())
     finally:
         for hook in hooks:
@@ -79,7 +77,7 @@ def coverage(real: torch.Tensor, generated: torch.Tensor, k: int) -> float:
     return float((nearest[:, 0] < radius).mean())
 
 
-def measure(setting: Setting, data: ImageData, teacher: nn.Module, distilled: Resident, device: torch.device) -> dict:
+def measure(setting: Setting, data: ImageData, teacher: nn.Module, distilled: Resident) -> dict:
     """What a record holds of the diversity of `distilled`, with None for what is not defined.
 
     The distance within a class is divided by that of the real test images of the class under the same
@@ -88,8 +86,8 @@ def measure(setting: Setting, data: ImageData, teacher: nn.Module, distilled: Re
     classes, images = len(data.classes), setting.images
     real = first_of_each_class(data.test, max(1, MOST_REAL_IMAGES // classes))
     # The teacher's own std for both, also where the authors' students see another.
-    of_real, _ = features_and_logits(teacher, real, images.mean, images.std, device)
-    of_distilled, _ = features_and_logits(teacher, distilled, images.mean, images.std, device)
+    of_real, _ = features_and_logits(teacher, real, images.mean, images.std)
+    of_distilled, _ = features_and_logits(teacher, distilled, images.mean, images.std)
     distances = distance_within_class(of_distilled, distilled.labels.cpu(), classes)
     ratios = distances / distance_within_class(of_real, real.labels.cpu(), classes)
     ratios = torch.where(ratios.isfinite(), ratios, torch.nan)

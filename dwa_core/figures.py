@@ -466,5 +466,5 @@ def tsne_places(pair: dict[str, dict]) -> dict[str, np.ndarray] | None:
     for name, split in splits.items():
         per_class = max(TSNE_PER_CLASS, TSNE_REAL // len(real.classes)) if name == "real" else TSNE_PER_CLASS
         some = diversity.first_of_each_class(split, per_class)
-        _, logits[name] = diversity.features_and_logits(teacher, some, setting.images.mean, setting.images.std, device)
+        _, logits[name] = diversity.features_and_logits(teacher, some, setting.images.mean, setting.images.std)
     return diversity.tsne(logits)

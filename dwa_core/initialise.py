@@ -13,14 +13,14 @@ from dwa_core.data import ImageData
 from dwa_core.settings import Setting
 
 
-def initial_indices(setting: Setting, data: ImageData, teacher: nn.Module, device: torch.device) -> torch.Tensor | None:
+def initial_indices(setting: Setting, data: ImageData, teacher: nn.Module) -> torch.Tensor | None:
     """Indices (ipc, classes) of the training images that the synthesis starts from; None where it starts from noise."""
     stage, images = setting.synthesis, setting.images
     if stage.initial == "noise":
         return None
     if stage.initial == "real":
         return draw_real(data.train, len(data.classes), setting.ipc, stage.seed)
-    features, _ = diversity.features_and_logits(teacher, data.train, images.mean, images.std, device)
+    features, _ = diversity.features_and_logits(teacher, data.train, images.mean, images.std)
     return herded(features, data.train.labels.cpu(), len(data.classes), setting.ipc)
 
 

@@ -94,7 +94,7 @@ def train_and_record(
             teacher_logits = network(images)
         return soft_label_loss(student(images).float(), teacher_logits.float(), stage)
 
-    measured = diversity.measure(setting, data, teacher.network, training, device)
+    measured = diversity.measure(setting, data, teacher.network, training)
     curve, checkpoint = train_student(
         setting, data, training, batch_loss, device, f"student {setting.seed}", [distilled.artifact]
     )

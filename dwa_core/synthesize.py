@@ -184,7 +184,7 @@ def synthesize(
     if (found := checkpoint.load(device)) is not None:
         done, unfinished, losses_of_first = found[0]["done"].cpu(), unflattened(found[0]), found[1]["losses"]
     at_once = max(1, GPU_IMAGES // min(stage.classes_per_batch, classes)) if device.type == "cuda" else 1
-    chosen = initialise.initial_indices(setting, data, teacher, device)
+    chosen = initialise.initial_indices(setting, data, teacher)
     prepared = prepare(setting, data, teacher, device, chosen, indices, skip=len(done))
 
     def attempt(size: int) -> None:
@@ -270,7 +270,7 @@ def prepare(
             labels = torch.arange(start, min(start + stage.classes_per_batch, classes), device=device)
             key = (stage.seed, index, start)
             if chosen is not None:
-                pixels = data.train.pictures(chosen[index, labels.cpu()]).to(device)
+                pixels = data.train.pictures(chosen[index, labels.cpu()])
                 initial = augment.normalise(augment.to_unit_range(pixels), images.mean, images.distilled_std)
             else:
                 random = augment.device_random(device, INITIAL_NOISE, *key)

@@ -198,9 +198,9 @@ def fit(
     """Trains `network` in place for `stage.epochs`, from the checkpoint where there is one.
 
     Args:
-        batches: epoch -> iterator of (inputs, labels); all that is random in an epoch is drawn here and comes from
-            its number. A run that resumes within an epoch draws the batches that are done again, so that the
-            rest are those of an unbroken run.
+        batches: epoch -> iterator of (inputs, labels) on `device`; all that is random in an epoch is drawn here and
+            comes from its number. A run that resumes within an epoch draws the batches that are done again, so that
+            the rest are those of an unbroken run.
         batch_loss: (inputs, labels) -> the mean loss of the batch; nothing in it may be drawn or read on the host.
         test_batches: () -> iterator of (inputs, labels), for the test every `stage.test_every` epochs and
             after the last.
@@ -251,7 +251,7 @@ def fit(
             for batch, (inputs, labels) in enumerate(batches(epoch)):
                 if batch < done:
                     continue
-                step_fast(inputs.to(device, non_blocking=True), labels.to(device, non_blocking=True))
+                step_fast(inputs, labels)
                 losses.append(latest.clone())
                 if checkpoint.due():
                     guard.check_training(label, stage, epoch, torch.stack(losses))
@@ -337,7 +337,6 @@ def accuracy(network: nn.Module, batches, device: torch.device, precision: torch
     network.eval()
     hits, count = torch.zeros(2, device=device), 0
     for inputs, labels in batches:
-        inputs, labels = inputs.to(device, non_blocking=True), labels.to(device, non_blocking=True)
         with devices.autocast(device, precision):
             logits = network(inputs)
         ranked = logits.float().topk(min(5, logits.shape[1])).indices == labels[:, None]

@@ -499,6 +499,21 @@ def test_set_larger_than_memory_streams_whatever_its_side_and_says_so(local, cpu
     assert found.fingerprint != kept.fingerprint
 
 
+def test_batches_of_images_left_in_their_files_come_on_the_device(local, monkeypatch):
+    elsewhere = torch.device("meta")
+    memory = data.psutil.virtual_memory()._replace(available=100)
+    monkeypatch.setattr(data.psutil, "virtual_memory", lambda: memory)
+    found = data.load("own", image_settings(8), elsewhere)
+    assert isinstance(found.train, batches.Streamed)
+    for images, labels in (
+        next(found.train.train_batches(training(8, "padded"), MEAN, STD, 0)),
+        next(found.test.test_batches(MEAN, STD)),
+    ):
+        assert images.device == labels.device == elsewhere
+        assert images.dtype is torch.float32
+    assert found.train.pictures(torch.arange(2)).device == elsewhere
+
+
 # ---------------------------------------------------------------------------------------------- real data
 
 CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]

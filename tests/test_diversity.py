@@ -72,7 +72,7 @@ def test_features_are_the_mean_of_the_last_convolution_before_anything_overwrite
     with torch.no_grad():
         brightness[1].bias = nn.Parameter(torch.tensor([-0.5]))  # the ReLU behind it would cut half of them
     split = split_of([0, 51, 255], [0, 1, 1], cpu)
-    features, logits = diversity.features_and_logits(brightness, split, **PLAIN, device=cpu)
+    features, logits = diversity.features_and_logits(brightness, split, **PLAIN)
     torch.testing.assert_close(features, torch.tensor([[-0.5], [-0.3], [0.5]]))
     torch.testing.assert_close(logits, brightness(torch.tensor([0, 0.2, 1]).view(3, 1, 1, 1).expand(3, 3, 16, 16)))
     assert not any(layer._forward_hooks for layer in brightness.modules())
@@ -83,7 +83,7 @@ def test_features_of_a_resnet_are_what_its_last_convolution_gives(digits, cpu):
     outputs = []
     hook = network.layer4[1].conv2.register_forward_hook(lambda _layer, _inputs, output: outputs.append(output))
     some = batches.Resident(digits.test.images_uint8[:3], digits.test.labels[:3], cpu)
-    features, _ = diversity.features_and_logits(network, some, **PLAIN, device=cpu)
+    features, _ = diversity.features_and_logits(network, some, **PLAIN)
     hook.remove()
     torch.testing.assert_close(features, outputs[0].mean((2, 3)))
 
@@ -105,7 +105,7 @@ def test_every_network_has_features(name, stem, side, cpu):
     network = models.build(name, 3, stem, side, seed=0).eval()
     pictures = torch.randint(0, 256, (2, side, side, 3), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     split = batches.Resident(pictures, torch.tensor([0, 1]), cpu)
-    features, logits = diversity.features_and_logits(network, split, **PLAIN, device=cpu)
+    features, logits = diversity.features_and_logits(network, split, **PLAIN)
     assert features.ndim == 2
     assert logits.shape == (2, 3)
     assert features.isfinite().all()
@@ -127,7 +127,7 @@ def plain_setting(tiny_setting):
 def test_record_holds_distances_as_shares_of_the_real_ones(brightness, plain_setting, cpu):
     real = split_of([0, 100, 200, 100, 150, 250], [0, 0, 0, 1, 1, 1], cpu)  # mean distances 400/3, 100
     distilled = split_of([10, 110, 120, 130], [0, 1, 0, 1], cpu)  # 110, 20
-    found = diversity.measure(plain_setting, image_data(real, cpu), brightness, distilled, cpu)
+    found = diversity.measure(plain_setting, image_data(real, cpu), brightness, distilled)
     assert found.pop("feature_distance_by_class") == [0.825, 0.2]
     assert found.pop("feature_distance") == pytest.approx(0.5125)
     # At k 5 a ball reaches to the farthest real image, and there is always a distilled one nearer.
@@ -136,24 +136,24 @@ def test_record_holds_distances_as_shares_of_the_real_ones(brightness, plain_set
 
 def test_record_has_no_number_where_there_is_none(brightness, plain_setting, cpu):
     real = split_of([0, 100, 200], [0, 0, 1], cpu)
-    one_each = diversity.measure(plain_setting, image_data(real, cpu), brightness, split_of([5, 5], [0, 1], cpu), cpu)
+    one_each = diversity.measure(plain_setting, image_data(real, cpu), brightness, split_of([5, 5], [0, 1], cpu))
     assert one_each["feature_distance"] is None
     assert one_each["feature_distance_by_class"] == [None, None]
     two_each = diversity.measure(
-        plain_setting, image_data(real, cpu), brightness, split_of([5, 55, 5, 5], [0, 0, 1, 1], cpu), cpu
+        plain_setting, image_data(real, cpu), brightness, split_of([5, 55, 5, 5], [0, 0, 1, 1], cpu)
     )
     assert two_each["feature_distance_by_class"] == [0.5, None]  # class b has one real image
     assert two_each["feature_distance"] == 0.5
     assert two_each["k"] == 2
     alone = image_data(split_of([0], [0], cpu), cpu)
-    assert diversity.measure(plain_setting, alone, brightness, split_of([5, 5], [0, 1], cpu), cpu)["coverage"] is None
+    assert diversity.measure(plain_setting, alone, brightness, split_of([5, 5], [0, 1], cpu))["coverage"] is None
 
 
 def test_real_images_are_bounded_class_by_class(brightness, plain_setting, cpu, monkeypatch):
     monkeypatch.setattr(diversity, "MOST_REAL_IMAGES", 4)
     real = split_of([0, 100, 200, 100, 150, 250], [0, 0, 0, 1, 1, 1], cpu)
     distilled = split_of([10, 110, 120, 130], [0, 1, 0, 1], cpu)
-    found = diversity.measure(plain_setting, image_data(real, cpu), brightness, distilled, cpu)
+    found = diversity.measure(plain_setting, image_data(real, cpu), brightness, distilled)
     assert found["real_images"] == 4
     assert found["feature_distance_by_class"] == [1.1, 0.4]
 
@@ -167,7 +167,7 @@ def test_streamed_images_are_measured_too(tiny_setting, cpu, monkeypatch):
     network = models.build("convnet-8", 10, "torchvision", 72, seed=0).eval()
     drawn = initialise.draw_real(real.train, 10, 2, seed=0).flatten()
     distilled = batches.Resident(real.train.pictures(drawn), real.train.labels[drawn], cpu)
-    found = diversity.measure(setting, real, network, distilled, cpu)
+    found = diversity.measure(setting, real, network, distilled)
     assert found["real_images"] == 60
     assert 0.3 < found["feature_distance"] < 3
     assert 0 < found["coverage"] <= 1

@@ -48,7 +48,7 @@ def test_synthesis_starts_from_the_images_that_its_setting_names(initial, digits
     setting = tiny_setting(ipc=2, synthesis=still)
     made = synthesize.synthesize_or_load(setting, digits, tiny_teacher, cpu)
     images = setting.images
-    features, _ = diversity.features_and_logits(tiny_teacher.network, digits.train, images.mean, images.std, cpu)
+    features, _ = diversity.features_and_logits(tiny_teacher.network, digits.train, images.mean, images.std)
     expected = {
         "real": initialise.draw_real(digits.train, 10, 2, seed=0),
         "herded": initialise.herded(features, digits.train.labels, 10, 2),
