@@ -46,7 +46,7 @@ def adjust_weights(
         direction = [torch.randn(p.shape, generator=random, device=p.device, dtype=p.dtype) for p in parameters]
         move(parameters, direction, rho)
     elif kind == "directed":
-        images = images.detach().requires_grad_(image_gradient is not None)
+        images, view = images.detach().requires_grad_(image_gradient is not None), view.to(images)
         for parameter in parameters:
             parameter.requires_grad_(True)
         for _ in range(steps):

@@ -99,12 +99,13 @@ def test_fast_and_plain_synthesis_agree_on_the_gpu(tiny_setting):
 
 
 @pytest.mark.usefixtures("full_fp32")
-def test_batches_side_by_side_on_the_gpu_end_as_they_do_one_after_the_other(digits, tiny_teacher, tiny_setting, cpu):
+def test_batches_side_by_side_on_the_gpu_end_as_they_do_one_after_the_other(tiny_teacher, tiny_setting):
     setting = tiny_setting(ipc=3, synthesis={"iterations": 10})
-    drawn = initialise.draw_real(digits.train, 10, 3, seed=0)
+    digits_there = data.load("digits", setting.images, CUDA)
+    drawn = initialise.draw_real(digits_there.train, 10, 3, seed=0)
     teacher_there = devices.on_device(devices.frozen_copy(tiny_teacher.network), CUDA)
-    together = list(synthesize.prepare(setting, digits, teacher_there, CUDA, drawn, range(3), skip=0))
-    apart = list(synthesize.prepare(setting, digits, teacher_there, CUDA, drawn, range(3), skip=0))
+    together = list(synthesize.prepare(setting, digits_there, teacher_there, CUDA, drawn, range(3), skip=0))
+    apart = list(synthesize.prepare(setting, digits_there, teacher_there, CUDA, drawn, range(3), skip=0))
     synthesize.optimise(together)
     for one, other in zip(apart, together, strict=True):
         for _ in range(setting.synthesis.iterations):
