@@ -225,7 +225,7 @@ def test_student_taught_by_stored_labels_is_the_student_taught_on_the_fly(
             rows, self.rows = self.rows[: len(inputs)], self.rows[len(inputs) :]
             return rows
 
-    monkeypatch.setattr(relabel.models, "frozen_copy", lambda network: network)
+    monkeypatch.setattr(relabel.devices, "frozen_copy", lambda network: network)
     monkeypatch.setattr(relabel.diversity, "measure", lambda *_: {})
     taught = dataclasses.replace(tiny_teacher, network=Stored())
     renamed = setting.model_copy(update={"name": "replayed"})
