@@ -75,6 +75,8 @@ class Training(Strict):
     weight_decay: NotNegative
     decay_matrices_only: bool = False  # no weight decay on biases and BatchNorm
     warmup_epochs: Annotated[int, Field(ge=0)] = 0  # linear, from 1 % of the learning rate
+    # The learning rate's cosine would be down to 0 after so many times the epochs, and so ends above 0 beyond 1.
+    cosine_stretch: Annotated[float, Field(ge=1)] = 1.0
     crop: Literal["padded", "resized"]  # padded with black, or RandomResizedCrop; both with a flip
     crop_padding: Annotated[int, Field(ge=0)] = 4
     test_every: Count = 10  # epochs; the last epoch is always tested

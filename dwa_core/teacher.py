@@ -149,11 +149,15 @@ def loaded(setting: Setting, classes: int, device: torch.device, folder: Path) -
 
 
 def learning_rate(stage: Training, epoch: int) -> float:
-    """The rate of `epoch` (from 0): linear from 1 % over the warm-up, then a cosine down to 0."""
+    """The rate of `epoch` (from 0): linear from 1 % over the warm-up, then a cosine down to 0.
+
+    A `cosine_stretch` of more than 1 is the smoothed cosine of Shao et al., "Elucidating the Design Space of Dataset
+    Condensation", NeurIPS 2024.
+    """
     if epoch < stage.warmup_epochs:
         return stage.learning_rate * (0.01 + 0.99 * epoch / stage.warmup_epochs)
     done = (epoch - stage.warmup_epochs) / (stage.epochs - stage.warmup_epochs)
-    return stage.learning_rate * (1 + math.cos(math.pi * done)) / 2
+    return stage.learning_rate * (1 + math.cos(math.pi * done / stage.cosine_stretch)) / 2
 
 
 def make_optimizer(network: nn.Module, stage: Training) -> torch.optim.Optimizer:

@@ -372,9 +372,11 @@ def test_set_larger_than_memory_streams_whatever_its_side_and_says_so(local, cpu
     assert found.fingerprint != kept.fingerprint
 
 
-def test_images_of_a_large_side_stay_in_their_files(local, own_root, cpu):
-    found = data.load("own", image_settings(72), cpu)
+def test_images_of_a_large_side_stay_in_their_files(local, own_root):
+    elsewhere = torch.device("meta")
+    found = data.load("own", image_settings(72), elsewhere)
     assert isinstance(found.train, batches.Streamed)
+    assert found.train.device == found.test.device == elsewhere
     assert (len(found.train), len(found.test)) == (6, 4)
     assert not list(own_root.rglob("*.safetensors"))
 

@@ -29,16 +29,16 @@ def training(**differences) -> settings.Training:
 # ----------------------------------------------------------------------------------- schedule and optimiser
 
 
-@pytest.mark.parametrize("warmup", [0, 1, 5])
-def test_learning_rate_is_torchs_own_warmup_and_cosine(warmup):
-    stage = training(warmup_epochs=warmup)
+@pytest.mark.parametrize(("warmup", "stretch"), [(0, 1), (1, 1), (5, 1), (0, 2), (5, 1.5)])
+def test_learning_rate_is_torchs_own_warmup_and_cosine(warmup, stretch):
+    stage = training(warmup_epochs=warmup, cosine_stretch=stretch)
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=stage.learning_rate)
     if warmup:
         linear = LinearLR(optimizer, start_factor=0.01, total_iters=warmup)
-        cosine = CosineAnnealingLR(optimizer, T_max=stage.epochs - warmup)
+        cosine = CosineAnnealingLR(optimizer, T_max=(stage.epochs - warmup) * stretch)
         schedule = SequentialLR(optimizer, [linear, cosine], milestones=[warmup])
     else:
-        schedule = CosineAnnealingLR(optimizer, T_max=stage.epochs)
+        schedule = CosineAnnealingLR(optimizer, T_max=stage.epochs * stretch)
     for epoch in range(stage.epochs):
         assert teacher.learning_rate(stage, epoch) == pytest.approx(schedule.get_last_lr()[0], rel=1e-6)
         optimizer.step()
