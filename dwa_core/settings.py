@@ -75,6 +75,7 @@ class Training(Strict):
     weight_decay: NotNegative
     decay_matrices_only: bool = False  # no weight decay on biases and BatchNorm
     warmup_epochs: Annotated[int, Field(ge=0)] = 0  # linear, from 1 % of the learning rate
+    schedule: Literal["cosine", "constant"] = "cosine"  # of the learning rate, after the warm-up
     # The learning rate's cosine would be down to 0 after so many times the epochs, and so ends above 0 beyond 1.
     cosine_stretch: Annotated[float, Field(ge=1)] = 1.0
     crop: Literal["padded", "resized"]  # padded with black, or RandomResizedCrop; both with a flip
@@ -85,6 +86,8 @@ class Training(Strict):
 class TeacherStage(Training):
     """The teacher's training, or the published weights that stand in for it."""
 
+    # Whose numbers these are; presets.py holds them. A name only: the artifact's hash is made of the numbers.
+    recipe: Literal["authors", "sre2l", "torchvision", "gvbsm"] = "authors"
     seed: Seed = 0
     # Instead of training: a torchvision weights name, such as IMAGENET1K_V1, or a file of one's own, *.safetensors.
     weights: str | None = None
@@ -185,7 +188,7 @@ class Setting(Strict):
 def resolve(parameters: dict) -> Setting:
     """The full setting of `parameters`: a preset and what differs from it.
 
-    Later layers win: preset, method, modifier `authors` or `best`, then the parameters themselves.
+    Later layers win: preset, teacher recipe, method, modifier `authors` or `best`, then the parameters themselves.
 
     Raises:
         InputError: an unknown key, a wrong type or an impossible value; one line.
@@ -197,7 +200,7 @@ def resolve(parameters: dict) -> Setting:
     if not isinstance(preset_name, str) or preset_name not in PRESETS:
         raise InputError(f"preset: {shown(preset_name)} is not known; allowed: {', '.join(PRESETS)}")
     preset = copy.deepcopy(PRESETS[preset_name])
-    sre2l, authors, best = (preset.pop(key) for key in ("sre2l", "authors", "best"))
+    sre2l, authors, best, recipes = (preset.pop(key) for key in ("sre2l", "authors", "best", "teacher_recipes"))
     if given.get("dataset", preset["dataset"]) != preset["dataset"]:
         authors.pop("images", None)  # the authors' two values of CIFAR-10's std mean nothing for other images
     layers = [preset, given]
@@ -214,6 +217,7 @@ def resolve(parameters: dict) -> Setting:
         layers[1:1] = [best]
     if given.get("method") == "sre2l":
         layers[1:1] = [{"synthesis": sre2l}]
+    layers[1:1] = [{"teacher": teacher_recipe(given, preset, recipes)}]
     values = merged(*layers)
     values.setdefault("student", values["network"])
     try:
@@ -225,13 +229,29 @@ def resolve(parameters: dict) -> Setting:
     return setting
 
 
+def teacher_recipe(given: dict, preset: dict, recipes: dict) -> dict:
+    """The numbers of the teacher recipe that `given` names, where it is not the preset's own.
+
+    Raises:
+        InputError: the preset has no recipe of that name.
+    """
+    stage = given.get("teacher")
+    name = stage.get("recipe") if isinstance(stage, dict) else None
+    if name is None or name == preset["teacher"]["recipe"]:
+        return {}
+    if not isinstance(name, str) or name not in recipes:
+        allowed = ", ".join([preset["teacher"]["recipe"], *recipes])
+        raise InputError(f"teacher.recipe: {shown(name)} is not allowed with this preset; allowed: {allowed}")
+    return recipes[name]
+
+
 def changed(stage: Strict) -> dict:
     """The values of `stage` that are not its fields' defaults: what an artifact's hash is made of.
 
-    How often a network is tested determines nothing and is left out. A field that comes later leaves the
+    How often a network is tested and what its recipe is called determine nothing and are left out. A field that comes later leaves the
     hashes of stored artifacts as they are; a default that changes calls for a new store.FORMAT_VERSION.
     """
-    return stage.model_dump(exclude_defaults=True, exclude={"test_every"})
+    return stage.model_dump(exclude_defaults=True, exclude={"test_every", "recipe"})
 
 
 def shown(value) -> str:

@@ -149,13 +149,15 @@ def loaded(setting: Setting, classes: int, device: torch.device, folder: Path) -
 
 
 def learning_rate(stage: Training, epoch: int) -> float:
-    """The rate of `epoch` (from 0): linear from 1 % over the warm-up, then a cosine down to 0.
+    """The rate of `epoch` (from 0): linear from 1 % over the warm-up, then a cosine down to 0, or constant.
 
     A `cosine_stretch` of more than 1 is the smoothed cosine of Shao et al., "Elucidating the Design Space of Dataset
     Condensation", NeurIPS 2024.
     """
     if epoch < stage.warmup_epochs:
         return stage.learning_rate * (0.01 + 0.99 * epoch / stage.warmup_epochs)
+    if stage.schedule == "constant":
+        return stage.learning_rate
     done = (epoch - stage.warmup_epochs) / (stage.epochs - stage.warmup_epochs)
     return stage.learning_rate * (1 + math.cos(math.pi * done / stage.cosine_stretch)) / 2
 
