@@ -1,15 +1,18 @@
-"""Data set distillation by Diversity-Driven Synthesis (DWA): teacher, synthesis, relabel evaluation.
+"""Diversity-Driven Synthesis (DWA) and nothing else: no settings file is read, no file written.
 
-What is where, in the order in which data flow:
-
-- presets, settings, settings_files, grid: the numbers of a run, and the settings files; notebook: a notebook's own.
-- sources, data, batches, augment: real images, from files to augmented batches; own: those of a user.
-- models, teacher, distributed: networks and their training.
-- initialise, adjust, batchnorm, synthesize, distilled: initial images, the nudge of the weights, the terms of the loss,
-  the optimisation, the set made; external: sets made elsewhere.
-- relabel, continual, diversity: students, all classes at once or task by task, and what can be said of the set itself.
-- store, records, publish, export, verify: what is kept, shared and checked.
-- report, tables, figures, page: from records to what is shown.
-- plan, status, watch, guard, stop: hours and disk needed, progress, numbers that go wrong, stopping and going on;
-  command: how a command fails.
+recipe        the numbers of a recipe, typed
+errors        the errors that a user sees, one line each
+seeds         random numbers by key
+devices       device, precision, memory format, CUDA graphs
+augment       crops, flips, mixing, and what each iteration of the synthesis sees
+batches       batches of images kept in memory or streamed from files
+models        networks by name
+batchnorm     the BatchNorm terms of the synthesis
+adjust        the weight adjustment
+initialise    the images that the synthesis starts from
+synthesis     the optimisation of images
+training      the training loop of teachers and students
+relabel       labels, mixing and loss of students
+diversity     how diverse a distilled set is
+guard         numbers that go wrong, memory that runs out
 """

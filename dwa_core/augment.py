@@ -1,4 +1,4 @@
-"""Random numbers by seed, and augmentation in batches on the device.
+"""Augmentation in batches on the device.
 
 Training draws one crop and flip per image; synthesis draws one view (crop, flip, roll) per iteration
 for the whole batch, before the first iteration, so that nothing waits for the device.
@@ -11,33 +11,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from dwa_core.seeds import CROPS, VIEWS, device_random, host_random
+
 # Scale and aspect of RandomResizedCrop, in every recipe: torchvision's defaults.
 CROP_SCALE = (0.08, 1.0)
 CROP_RATIO = (3 / 4, 4 / 3)
 CROP_TRIES = 10
-
-
-# What random numbers are for: the first number of every key, so that no two uses draw from one stream.
-TEACHER, INITIAL_IMAGES, INITIAL_NOISE, VIEWS, CROPS, DIRECTION, STUDENT, LAYERS, CLASS_ORDER, VALIDATION = range(10)
-
-
-def host_random(*key: int) -> np.random.Generator:
-    """Random numbers on the host that depend on `key` alone, for example (STUDENT, seed, epoch)."""
-    return np.random.default_rng(np.random.SeedSequence(key))
-
-
-def device_random(device: torch.device, *key: int) -> torch.Generator:
-    """Random numbers on `device` that depend on `key` alone.
-
-    A fresh generator per epoch makes a resumed run draw what an unbroken one draws, with no random
-    state to be stored.
-    """
-    return torch.Generator(device).manual_seed(key_to_seed(*key))
-
-
-def key_to_seed(*key: int) -> int:
-    """A seed for torch that depends on `key` alone."""
-    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
 
 
 def normalise(images: torch.Tensor, mean: list[float], std: list[float]) -> torch.Tensor:

@@ -2,16 +2,20 @@
 
 import os
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-import datasets
 import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from dwa_core import augment
-from dwa_core.settings import InputError, Training
+from dwa_core import augment, seeds
+from dwa_core.errors import InputError
+from dwa_core.recipe import Training
+
+if TYPE_CHECKING:  # a run whose images are in memory need not wait for it
+    import datasets
 
 TEST_BATCH = 1000
 STREAMED_TEST_BATCH = 256
@@ -41,7 +45,7 @@ class Resident:
 
     def train_batches(self, stage: Training, mean, std, *key: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """One epoch, shuffled: augmented, normalised images (B, 3, H, W) and labels; it depends on `key` alone."""
-        random = augment.device_random(self.device, *key)
+        random = seeds.device_random(self.device, *key)
         order = torch.randperm(len(self), generator=random, device=self.device)
         rank, processes = self.share
         for chosen in order.split(stage.batch_size):
@@ -67,7 +71,7 @@ class Streamed:
     Each image's crop and flip depend on the epoch's key and on the image, not on the worker that draws them.
     """
 
-    def __init__(self, dataset: datasets.Dataset, side: int, device: torch.device):
+    def __init__(self, dataset: "datasets.Dataset", side: int, device: torch.device):
         self.dataset, self.side, self.device = dataset, side, device
         self.labels = torch.tensor(dataset["label"][:])
         self.workers = min(16, os.cpu_count() or 1)
@@ -112,7 +116,7 @@ class Streamed:
         """Normalised batches (B, 3, side, side), each image through `crop`; shuffled if there is a `key`."""
         order = torch.arange(len(self))
         if key is not None:
-            order = torch.randperm(len(self), generator=augment.device_random(torch.device("cpu"), *key))
+            order = torch.randperm(len(self), generator=seeds.device_random(torch.device("cpu"), *key))
         chosen = order.split(batch_size)
         if key is not None:
             rank, processes = self.share
@@ -137,7 +141,7 @@ def too_small(batch: torch.Tensor, images: int, processes: int) -> bool:
 class Cropped(torch.utils.data.Dataset):
     """What a worker makes of an image: bytes (3, side, side) and the label, drawn by `key` and the image's number."""
 
-    def __init__(self, dataset: datasets.Dataset, transform, key: tuple[int, ...] | None):
+    def __init__(self, dataset: "datasets.Dataset", transform, key: tuple[int, ...] | None):
         self.dataset, self.transform, self.key = dataset, transform, key
 
     def __len__(self) -> int:
@@ -146,7 +150,7 @@ class Cropped(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         row = self.dataset[index]
         with torch.random.fork_rng(devices=[]):  # torchvision's transforms draw from the global generator
-            torch.manual_seed(augment.key_to_seed(*(self.key or ()), index))
+            torch.manual_seed(seeds.key_to_seed(*(self.key or ()), index))
             return self.transform(row["image"]), row["label"]
 
 

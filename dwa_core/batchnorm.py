@@ -86,7 +86,7 @@ class BatchNormTerms:
         self.weights = torch.ones_like(means[0][:1]).repeat(len(layers))
         self.weights[0] = FIRST_LAYER_WEIGHT
 
-    def of_zero_statistics(self) -> torch.Tensor:
+    def reference_terms(self) -> torch.Tensor:
         """What a call would return if mean and variance of every layer's input were zero."""
         return self.weights * (self.r_var * self.norms(self.variances) + self.norms(self.means))
 

@@ -4,26 +4,62 @@ import copy
 import os
 import platform
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from dwa_core.settings import InputError
+from dwa_core.errors import InputError
+
+PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
-def choose_device(wanted: str) -> torch.device:
-    """The device for `wanted`: "cpu", "cuda", or "auto" (CUDA where there is one, for which cuDNN then tries kernels).
+class Compute(NamedTuple):
+    """The device that networks run on, and the type of their convolutions and matrix products, bf16 or fp32."""
+
+    device: torch.device
+    precision: torch.dtype
+
+    def autocast(self) -> torch.autocast:
+        """Context in which a network computes in `precision`; its weights stay as they are."""
+        return autocast(self.device, self.precision)
+
+    def describe(self) -> str:
+        """The GPU's name, or the CPU's and its threads."""
+        if self.device.type == "cuda":
+            return torch.cuda.get_device_name(self.device)
+        model = platform.processor() or platform.machine()
+        try:
+            with open("/proc/cpuinfo") as lines:
+                model = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+        except (OSError, StopIteration):
+            pass
+        return f"{model}, {torch.get_num_threads()} threads"
+
+
+def choose(device: str = "auto", precision: str = "auto") -> Compute:
+    """The device and the precision that a setting asks for.
+
+    Args:
+        device: "cpu", "cuda", or "auto": CUDA where there is one, for which cuDNN then tries kernels.
+        precision: "bf16", "fp32", or "auto": bf16 where the device computes in it.
 
     Raises:
         InputError: CUDA was asked for and there is none.
     """
-    if wanted == "cuda" and not torch.cuda.is_available():
+    if device == "cuda" and not torch.cuda.is_available():
         raise InputError("device: 'cuda' is not available here; set it to cpu or auto")
-    if wanted == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    # Shapes stay the same for thousands of steps. The fastest kernel may differ from run to run.
-    torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
-    return torch.device("cuda")
+    on_cuda = device != "cpu" and torch.cuda.is_available()
+    if on_cuda:
+        # Shapes stay the same for thousands of steps. The fastest kernel may differ from run to run.
+        torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
+    if precision == "auto":
+        if on_cuda:
+            fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            fast = torch.cpu.get_capabilities().get("avx512_bf16", False)
+        precision = "bf16" if fast else "fp32"
+    return Compute(torch.device("cuda" if on_cuda else "cpu"), PRECISIONS[precision])
 
 
 def use_deterministic_algorithms() -> None:
@@ -33,30 +69,6 @@ def use_deterministic_algorithms() -> None:
     """
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # cuBLAS's own condition for it
     torch.use_deterministic_algorithms(True)
-
-
-def device_name(device: torch.device) -> str:
-    """What a reader of a record should know of the device: the GPU's name, or the CPU's and its threads."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    model = platform.processor() or platform.machine()
-    try:
-        with open("/proc/cpuinfo") as lines:
-            model = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
-    return f"{model}, {torch.get_num_threads()} threads"
-
-
-def choose_precision(wanted: str, device: torch.device) -> torch.dtype:
-    """The dtype of convolutions and matrix products: "auto" takes bf16 where the device computes in it."""
-    if wanted == "auto":
-        if device.type == "cuda":
-            fast = torch.cuda.is_bf16_supported(including_emulation=False)
-        else:
-            fast = torch.cpu.get_capabilities().get("avx512_bf16", False)
-        wanted = "bf16" if fast else "fp32"
-    return {"bf16": torch.bfloat16, "fp32": torch.float32}[wanted]
 
 
 def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:

@@ -7,13 +7,10 @@ thousands of numbers per image at 224 px. Real images are test images: they are 
 
 import numpy as np
 import torch
-from sklearn.manifold import TSNE
-from sklearn.neighbors import NearestNeighbors
 from torch import nn
 
 from dwa_core.batches import Resident, Streamed
-from dwa_core.data import ImageData
-from dwa_core.settings import Setting
+from dwa_core.recipe import Images
 
 NEAREST = 5  # k of coverage, as in the package prdc
 MOST_REAL_IMAGES = 10_000
@@ -72,19 +69,20 @@ def coverage(real: torch.Tensor, generated: torch.Tensor, k: int) -> float:
         real: (N, channels), with N above k.
         generated: (M, channels).
     """
+    from sklearn.neighbors import NearestNeighbors  # here because it takes a second, and few callers need it
+
     radius = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(real.numpy()).kneighbors()[0][:, -1]
     nearest = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(generated.numpy()).kneighbors(real.numpy())[0]
     return float((nearest[:, 0] < radius).mean())
 
 
-def measure(setting: Setting, data: ImageData, teacher: nn.Module, distilled: Resident) -> dict:
+def measure(images: Images, test: Resident | Streamed, classes: int, teacher: nn.Module, distilled: Resident) -> dict:
     """What a record holds of the diversity of `distilled`, with None for what is not defined.
 
     The distance within a class is divided by that of the real test images of the class under the same
     teacher: 1 is as spread as real images. At most MOST_REAL_IMAGES test images are used, the first of each class.
     """
-    classes, images = len(data.classes), setting.images
-    real = first_of_each_class(data.test, max(1, MOST_REAL_IMAGES // classes))
+    real = first_of_each_class(test, max(1, MOST_REAL_IMAGES // classes))
     # The teacher's own std for both, also where the authors' students see another.
     of_real, _ = features_and_logits(teacher, real, images.mean, images.std)
     of_distilled, _ = features_and_logits(teacher, distilled, images.mean, images.std)
@@ -113,6 +111,8 @@ def tsne(groups: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
 
     Distances mean something within one call only. About 10 s for 2,000 vectors on one core.
     """
+    from sklearn.manifold import TSNE
+
     vectors = torch.cat(list(groups.values())).numpy()
     perplexity = min(30.0, (len(vectors) - 1) / 3)
     places = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(vectors)

@@ -1,4 +1,4 @@
-"""The images that synthesis starts from: real ones drawn at random or chosen by herding, or none."""
+"""The images that synthesis starts from: real ones drawn at random or chosen by herding, or noise."""
 
 import math
 
@@ -7,21 +7,29 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dwa_core import augment, diversity
+from dwa_core import diversity, seeds
 from dwa_core.batches import Resident, Streamed
-from dwa_core.data import ImageData
-from dwa_core.settings import Setting
+from dwa_core.recipe import Recipe
 
 
-def initial_indices(setting: Setting, data: ImageData, teacher: nn.Module) -> torch.Tensor | None:
+def initial_indices(
+    recipe: Recipe, train: Resident | Streamed, classes: int, teacher: nn.Module
+) -> torch.Tensor | None:
     """Indices (ipc, classes) of the training images that the synthesis starts from; None where it starts from noise."""
-    stage, images = setting.synthesis, setting.images
+    stage, images = recipe.synthesis, recipe.images
     if stage.initial == "noise":
         return None
     if stage.initial == "real":
-        return draw_real(data.train, len(data.classes), setting.ipc, stage.seed)
-    features, _ = diversity.features_and_logits(teacher, data.train, images.mean, images.std)
-    return herded(features, data.train.labels.cpu(), len(data.classes), setting.ipc)
+        return draw_real(train, classes, recipe.ipc, stage.seed)
+    features, _ = diversity.features_and_logits(teacher, train, images.mean, images.std)
+    return herd(features, train.labels.cpu(), classes, recipe.ipc)
+
+
+def draw_noise(labels: torch.Tensor, side: int, *key: int) -> torch.Tensor:
+    """(N, 3, side, side) from N(0, 1), one image for each of `labels`, on their device, by `key`."""
+    random = seeds.device_random(labels.device, seeds.INITIAL_NOISE, *key)
+    noise = torch.randn(len(labels), 3, side, side, generator=random, device=labels.device)
+    return noise.contiguous(memory_format=torch.channels_last)
 
 
 def draw_real(split: Resident | Streamed, classes: int, ipc: int, seed: int) -> torch.Tensor:
@@ -33,11 +41,11 @@ def draw_real(split: Resident | Streamed, classes: int, ipc: int, seed: int) -> 
     columns = []
     for label in range(classes):
         members = np.flatnonzero(labels == label)
-        columns.append(augment.host_random(augment.INITIAL_IMAGES, seed, label).permutation(members)[:ipc])
+        columns.append(seeds.host_random(seeds.INITIAL_IMAGES, seed, label).permutation(members)[:ipc])
     return torch.from_numpy(np.stack(columns, axis=1))
 
 
-def herded(features: torch.Tensor, labels: torch.Tensor, classes: int, ipc: int) -> torch.Tensor:
+def herd(features: torch.Tensor, labels: torch.Tensor, classes: int, ipc: int) -> torch.Tensor:
     """Indices (ipc, classes): per class the images whose mean feature stays nearest to that of the whole class.
 
     Herding (Welling, "Herding Dynamical Weights to Learn", ICML 2009), as iCaRL (Rebuffi et al., CVPR 2017) chooses its

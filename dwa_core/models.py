@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from dwa_core.settings import InputError
+from dwa_core.errors import InputError
 
 # Every builder takes the network's name, the number of classes and the side of the images.
 

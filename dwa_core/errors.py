@@ -1,0 +1,30 @@
+"""The errors that a user sees: their message is one line fit to be shown as it is."""
+
+
+class UserError(Exception):
+    """Base of the errors below; `exit_code` is what a command ends with."""
+
+    exit_code = 1
+
+    def __init__(self, message: str):
+        super().__init__(" ".join(message.splitlines()))
+
+
+class InputError(UserError, ValueError):
+    """Something that the user gave cannot be used; the message names it and says what is allowed."""
+
+    exit_code = 2
+
+
+class StorageError(UserError):
+    """A file cannot be written: no room, no permission, the folder is gone."""
+
+
+class DivergedError(UserError, RuntimeError):
+    """The numbers of a run have gone wrong; the message says when, which, and the setting to change."""
+
+
+class StoppedError(UserError):
+    """A stage has stopped early and stored how far it came; the message says why."""
+
+    exit_code = 75  # "temporary failure" in sysexits.h: the same command continues

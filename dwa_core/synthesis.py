@@ -1,0 +1,288 @@
+"""Synthesis (SRe2L's recover stage): images optimised against a teacher whose weights were adjusted."""
+
+import itertools
+import math
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from tqdm import tqdm
+
+from dwa_core import augment, devices, guard, initialise, seeds
+from dwa_core.adjust import adjust_directed, adjust_random
+from dwa_core.batches import Resident, Streamed
+from dwa_core.batchnorm import BatchNormTerms, match_statistics
+from dwa_core.devices import Compute
+from dwa_core.guard import LOSSES
+from dwa_core.recipe import Images, Recipe, SynthesisStage
+from dwa_core.training import Progress
+
+ADAM = {"betas": (0.5, 0.9), "eps": 1e-8}
+GPU_IMAGES = 100  # in flight at once, unless one batch alone has more
+
+
+@dataclass(frozen=True)
+class ClassBatch:
+    """A batch of images, one of each of some classes, before its first iteration.
+
+    images: (N, 3, H, W), normalised.
+    labels: (N,) class indices.
+    views: the augmentation of each iteration (`augment.draw_views`); their number is that of the iterations.
+    image_gradient: added to the gradient of the first update (authors' code).
+    reference_terms: (layers,), the BatchNorm terms that exploding ones are measured by.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    views: torch.Tensor
+    image_gradient: torch.Tensor | None = None
+    reference_terms: torch.Tensor | None = None
+
+
+class ImageOptimisation:
+    """A batch of images from its first to its last iteration, by gradient steps of Adam.
+
+    Minimises cross-entropy plus r_bn times the BatchNorm terms under the frozen, adjusted `network`. All that
+    changes lies in tensors on the device, so that `step` can be replayed as a CUDA graph.
+
+    Args:
+        network: adjusted, in eval mode, without parameter gradients; its BatchNorm layers are replaced.
+        normalisation: mean and standard deviation of the images, which bound what a pixel can be.
+        precision: of the network's forward and backward pass; the loss and the images keep the type of the images.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        batch: ClassBatch,
+        stage: SynthesisStage,
+        normalisation: Images,
+        precision: torch.dtype,
+    ):
+        images, count = batch.images, len(batch.views)
+        self.labels, self.stage, self.precision, self.device = batch.labels, stage, precision, images.device
+        self.network = devices.cast_weights(network, precision)
+        self.terms_of = BatchNormTerms(match_statistics(network), stage.r_var)
+        given = batch.reference_terms
+        self.reference_terms = self.terms_of.reference_terms() if given is None else given
+        mean, std = normalisation.mean, normalisation.distilled_std
+        self.black, self.white = (augment.normalise(torch.full_like(images[:1], v), mean, std) for v in (0.0, 1.0))
+        self.views = batch.views.to(images)
+        turns = torch.arange(count, dtype=torch.float64) * (math.pi / count)
+        self.rates = (stage.learning_rate * (1 + turns.cos()) / 2).to(images)
+        self.images = images.clone().requires_grad_(True)
+        on_cuda = images.device.type == "cuda"
+        self.optimizer = torch.optim.Adam([self.images], lr=self.rates[0].clone(), capturable=on_cuda, **ADAM)
+        # What Adam would make at its first step; made here because a checkpoint may come first.
+        self.optimizer.state[self.images] = {
+            "step": torch.zeros((), device=images.device if on_cuda else None),
+            "exp_avg": torch.zeros_like(images),
+            "exp_avg_sq": torch.zeros_like(images),
+        }
+        gradient = batch.image_gradient
+        self.added_gradient = torch.zeros_like(images) if gradient is None else gradient.clone()
+        self.iteration = torch.zeros(1, dtype=torch.long, device=images.device)
+        self.losses = images.new_zeros(count, len(LOSSES))
+        self.terms = None
+
+    def step(self) -> None:
+        """One iteration; its row of `losses` gets the LOSSES."""
+        rate = self.rates.index_select(0, self.iteration).squeeze(0)
+        self.optimizer.param_groups[0]["lr"].copy_(rate)
+        seen = augment.apply_view(self.images, self.views.index_select(0, self.iteration).squeeze(0))
+        with devices.autocast(self.device, self.precision):
+            logits = self.network(seen)
+        cross_entropy = F.cross_entropy(logits.to(seen.dtype), self.labels)
+        self.terms = self.terms_of()
+        loss = cross_entropy + self.stage.r_bn * self.terms.sum()
+        (gradient,) = torch.autograd.grad(loss, self.images)
+        self.images.grad = gradient.add_(self.added_gradient)
+        self.added_gradient.zero_()  # it was for the first update alone
+        self.optimizer.step()
+        with torch.no_grad():
+            self.images.copy_(torch.maximum(torch.minimum(self.images, self.white), self.black))
+            losses = torch.stack([cross_entropy, self.terms.sum(), loss, rate])
+            self.losses.index_copy_(0, self.iteration, losses[None])
+            self.iteration += 1
+
+    def check(self) -> None:
+        """Raises DivergedError if the numbers have gone wrong; makes the host wait for the device."""
+        losses = self.losses[: int(self.iteration)]
+        clamped = ((self.images <= self.black) | (self.images >= self.white)).float().mean()
+        guard.check_synthesis(self.stage, losses, self.terms, self.reference_terms, clamped)
+
+    def losses_by_name(self) -> dict[str, list[float]]:
+        """The LOSSES of every iteration."""
+        return dict(zip(LOSSES, self.losses.T.tolist(), strict=True))
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All that a checkpoint must hold beside what the recipe determines; `copy_` into them to continue."""
+        state = self.optimizer.state[self.images]
+        kept = {name: getattr(self, name) for name in ("images", "added_gradient", "iteration", "losses")}
+        return {name: tensor.detach() for name, tensor in {**kept, **state}.items()}
+
+
+def optimise(batches: list[ImageOptimisation], progress: Progress, done: dict[str, torch.Tensor], state: dict) -> None:
+    """Runs all iterations of `batches`, which are at the same one, side by side on a GPU.
+
+    Args:
+        progress: asked after every iteration whether to save, which it then does with all batches at the same one.
+        done, state: what is saved beside the batches.
+
+    Raises:
+        DivergedError: the numbers of a batch have gone wrong; they are looked at every guard.CHECK_EVERY iterations.
+    """
+    steps = [devices.Graphed(batch.step, batch.device) for batch in batches]
+    iterations = len(batches[0].views)
+    for iteration in range(int(batches[0].iteration), iterations):
+        for step in steps:
+            step()
+        due = progress.due()
+        if due or (iteration + 1) % guard.CHECK_EVERY == 0 or iteration + 1 == iterations:
+            for step, batch in zip(steps, batches, strict=True):
+                step.join()
+                batch.check()
+        if due:
+            unfinished = {f"{n}.{name}": t for n, batch in enumerate(batches) for name, t in batch.tensors().items()}
+            progress.save(done | unfinished, state | {"unfinished": len(batches)})
+
+
+def synthesize(
+    recipe: Recipe,
+    train: Resident | Streamed,
+    classes: int,
+    teacher: nn.Module,
+    compute: Compute,
+    progress: Progress,
+    indices: range | None = None,
+) -> tuple[torch.Tensor, dict[str, list[float]]]:
+    """The images of a distilled set, from where `progress` was saved last.
+
+    One class batch of one ipc index after the other; on a GPU several at once, if one alone would not fill it.
+
+    Args:
+        train: the real training images that the synthesis starts from.
+        teacher: in eval mode, without gradients; it stays as it is.
+        indices: the ipc indices to make, where not all of them.
+
+    Returns: bytes (indices * classes, side, side, 3), ordered by ipc index and then class, and the LOSSES of the first
+        class batch by name, one per iteration.
+
+    Raises:
+        DivergedError: the numbers of a batch have gone wrong.
+        InputError: one class batch alone does not fit into the GPU's memory.
+    """
+    indices = indices or range(recipe.ipc)
+    stage, side, device = recipe.synthesis, recipe.images.side, compute.device
+    total, per_batch = len(indices) * classes, min(recipe.synthesis.classes_per_batch, classes)
+    done, losses_of_first, saved = torch.empty(0, side, side, 3, dtype=torch.uint8), {}, {}
+    at_once = max(1, GPU_IMAGES // per_batch) if device.type == "cuda" else 1
+    if (found := progress.load(device)) is not None:
+        saved, state = found
+        done, losses_of_first = saved.pop("done").cpu(), state["losses"]
+        at_once = state.get("unfinished") or at_once
+    bar = tqdm(desc=progress.label, unit="image", total=total, initial=len(done), file=sys.stdout)
+
+    def attempt(size: int) -> None:
+        """One step of the adjustment and one iteration with `size` black images."""
+        images = torch.zeros(size, 3, side, side, device=device).contiguous(memory_format=torch.channels_last)
+        labels = torch.zeros(size, dtype=torch.long, device=device)
+        views = augment.whole_views(torch.zeros(1, 2), side)
+        adjust_directed(devices.frozen_copy(teacher), images, labels, views[0], stage.rho, 1)
+        batch = ClassBatch(images, labels, views)
+        ImageOptimisation(devices.frozen_copy(teacher), batch, stage, recipe.images, compute.precision).step()
+
+    waiting = class_batches(recipe, train, classes, teacher, device, indices, len(done))
+    while len(done) < total:
+        batches = []
+        try:
+            batches += [
+                ImageOptimisation(network, batch, stage, recipe.images, compute.precision)
+                for network, batch in itertools.islice(waiting, at_once)
+            ]
+            for name, tensor in saved.items():
+                number, key = name.split(".")
+                batches[int(number)].tensors()[key].copy_(tensor)
+            saved = {}
+            optimise(batches, progress, {"done": done}, {"losses": losses_of_first})
+        except RuntimeError as error:
+            guard.raise_unless_out_of_memory(error)
+            batches, saved = [], {}
+            if at_once == 1:
+                raise guard.too_large("synthesis.classes_per_batch", per_batch, attempt) from None
+            at_once //= 2  # each is computed by itself, so fewer at once give the same images
+            waiting = class_batches(recipe, train, classes, teacher, device, indices, len(done))
+            continue
+        losses_of_first = losses_of_first or batches[0].losses_by_name()
+        for batch in batches:
+            images, rounded = batch.images.detach(), stage.storage == "png"
+            mean, std = recipe.images.mean, recipe.images.distilled_std
+            pixels = augment.denormalise_to_uint8(images, mean, std, rounded).cpu()
+            if len(done) % classes == 0:
+                progress.synthesised(indices[len(done) // classes], batch.losses_by_name(), pixels)
+            done = torch.cat([done, pixels])
+        bar.update(len(done) - bar.n)
+    bar.close()
+    return done, losses_of_first
+
+
+def class_batches(
+    recipe: Recipe,
+    train: Resident | Streamed,
+    classes: int,
+    teacher: nn.Module,
+    device: torch.device,
+    indices: range,
+    skip: int,
+) -> Iterator[tuple[nn.Module, ClassBatch]]:
+    """Every class batch of the ipc indices `indices`, in order, with the network whose weights were adjusted for it.
+
+    Args:
+        skip: how many images are done already; weights that are kept between class batches are adjusted for
+            those all the same.
+    """
+    stage = recipe.synthesis
+    chosen = initialise.initial_indices(recipe, train, classes, teacher)
+    for number, index in enumerate(indices):
+        if (number + 1) * classes <= skip:
+            continue
+        network = devices.frozen_copy(teacher)
+        for start in range(0, classes, stage.classes_per_batch):
+            is_done = number * classes + start < skip
+            if stage.weights_between_class_batches == "restored":
+                if is_done:
+                    continue
+                network = devices.frozen_copy(teacher)
+            labels = torch.arange(start, min(start + stage.classes_per_batch, classes), device=device)
+            key = (stage.seed, index, start)
+            if chosen is None:
+                images = initialise.draw_noise(labels, recipe.images.side, *key)
+            else:
+                pixels = augment.to_unit_range(train.pictures(chosen[index, labels.cpu()]))
+                images = augment.normalise(pixels, recipe.images.mean, recipe.images.distilled_std)
+            views = augment.draw_views(stage.iterations, recipe.images.side, stage.roll, stage.resized_crop, *key)
+            gradient = None
+            if stage.adjustment == "random":
+                adjust_random(network, stage.rho, seeds.device_random(device, seeds.DIRECTION, *key))
+            elif stage.adjustment == "directed":
+                gradient = adjust_directed(network, images, labels, views[0], stage.rho, stage.steps)
+            if not is_done:
+                if stage.image_gradient_after_adjustment == "cleared":
+                    gradient = None
+                reference = terms_before_adjustment(teacher, images, views[0], stage.r_var)
+                yield devices.frozen_copy(network), ClassBatch(images, labels, views, gradient, reference)
+
+
+@torch.no_grad()
+def terms_before_adjustment(teacher: nn.Module, images: torch.Tensor, view: torch.Tensor, r_var: float) -> torch.Tensor:
+    """(layers,): the BatchNorm terms of the initial images, or of statistics of zero where those are larger.
+
+    A teacher of few epochs has running statistics that are far from those of any images.
+    """
+    twin = devices.frozen_copy(teacher)
+    terms_of = BatchNormTerms(match_statistics(twin), r_var)
+    twin(augment.apply_view(images, view))
+    return torch.maximum(terms_of(), terms_of.reference_terms())

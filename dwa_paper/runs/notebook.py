@@ -1,0 +1,60 @@
+"""What papermill or a reader gives to a notebook, checked before any work: a setting, or a profile."""
+
+import ast
+
+from dwa_core.errors import InputError
+from dwa_paper.runs import stop
+from dwa_paper.settings import schema
+from dwa_paper.settings.environment import check_versions
+from dwa_paper.settings.files import check_profile
+from dwa_paper.settings.schema import Setting
+
+
+def read_setting(variables: dict) -> Setting:
+    """The setting of a notebook's parameters; `variables` is its `globals()`.
+
+    Raises:
+        InputError: as `resolve`, for a network that does not exist or cannot be a teacher, and for a parameter
+            that the notebook does not know.
+    """
+    # Imported here because a table's notebook reads its profile alone, and must not wait seconds for torchvision.
+    from dwa_core import devices, models
+
+    check_versions()
+    known = set(Setting.model_fields)
+    check_parameters(variables, known)
+    setting = schema.resolve({key: variables[key] for key in known if key in variables})
+    for key in ("network", "student"):
+        models.check_network(key, getattr(setting, key), setting.stem, setting.images.side)
+    models.check_teacher(setting.network, setting.stem, setting.images.side)
+    if setting.teacher.published_weights():
+        models.find_weights(setting.network, setting.teacher.weights)
+    if setting.deterministic:
+        devices.use_deterministic_algorithms()
+    stop.start_budget(setting.max_minutes)
+    return setting
+
+
+def check_parameters(variables: dict, known: set[str]) -> None:
+    """Raises InputError if papermill was given a parameter that is not in `known`.
+
+    papermill writes what it was given into a cell of its own and only warns of names that the notebook
+    does not use. Jupyter keeps the text of the cells that were run in the notebook's variable `In`.
+    """
+    for cell in variables["In"]:
+        if cell.startswith("# Parameters"):
+            for node in ast.parse(cell).body:
+                for target in getattr(node, "targets", []):
+                    if target.id not in known:
+                        raise InputError(f"{target.id}: unknown parameter; allowed here: {', '.join(sorted(known))}")
+
+
+def read_profile(variables: dict) -> str:
+    """The profile of a table's or figure's notebook, its one parameter; `variables` is its `globals()`.
+
+    Raises:
+        InputError: an unknown parameter, or a profile without settings.
+    """
+    check_parameters(variables, {"profile"})
+    check_profile(variables["profile"])
+    return variables["profile"]

@@ -1,0 +1,132 @@
+"""The teacher (SRe2L's squeeze stage) as an artifact: trained or taken from published weights, stored, loaded."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from dwa_core import devices, models
+from dwa_core.devices import Compute
+from dwa_core.errors import InputError
+from dwa_core.seeds import TEACHER
+from dwa_core.training import Batches, accuracy, fit
+from dwa_paper.runs import stop, store
+from dwa_paper.runs.checkpoint import Checkpoint
+from dwa_paper.runs.real import ImageData
+from dwa_paper.settings.environment import root
+from dwa_paper.settings.schema import Setting, non_default
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A trained network in eval mode without gradients, the name of its artifact, and that artifact's record."""
+
+    artifact: str
+    network: nn.Module
+    record: dict
+
+
+def describe(setting: Setting, data_fingerprint: str) -> tuple[str, dict]:
+    """The name of the teacher's artifact, and what determines it: settings that agree in this share one teacher.
+
+    Raises:
+        InputError: the file of the user's own weights cannot be read.
+    """
+    stage = non_default(setting.teacher)
+    if (path := weights_file(setting)) is not None:
+        try:
+            stage["weights"] = store.checksum(path)
+        except OSError as error:
+            raise InputError(f"teacher.weights: {path} cannot be read; {error.strerror}") from None
+    described = {
+        "network": setting.network,
+        "stem": setting.stem,
+        "images": {key: getattr(setting.images, key) for key in ("side", "mean", "std")},
+        "stage": stage,
+        "precision": setting.precision,
+        "data": data_fingerprint,
+        **({"deterministic": True} if setting.deterministic else {}),
+    }
+    return f"{setting.dataset}-{setting.network}-{store.digest(described)}", described
+
+
+def weights_file(setting: Setting) -> Path | None:
+    """The file of the user's own weights, or None where the teacher is trained or its weights are published."""
+    return root() / setting.teacher.weights if setting.teacher.own_weights() else None
+
+
+def load_or_train(setting: Setting, data: ImageData, compute: Compute) -> Teacher:
+    """The teacher of `setting`: the stored one, or one trained on `data.train`, stored, and loaded again.
+
+    Weights are stored in fp16, BatchNorm in fp32; the accuracy in the record is that of the stored weights.
+    """
+    name, described = describe(setting, data.fingerprint)
+    folder = store.once("teachers", name, lambda: train_and_store(setting, data, compute, name, described))
+    network = load(setting, len(data.classes), compute.device, folder)
+    return Teacher(name, network, store.read_json(folder / "record.json"))
+
+
+def train_and_store(setting: Setting, data: ImageData, compute: Compute, name: str, described: dict) -> None:
+    """Trains the teacher, or takes published weights, and stores it as the artifact `name` with its record.
+
+    Where processes share the batches (`tools/distributed.py`), each trains on its share and the first of them stores.
+    """
+    stage, images, classes = setting.teacher, setting.images, len(data.classes)
+    rank, processes = data.train.share
+    checkpoint, curve = Checkpoint(name, "teacher", written=rank == 0), []
+    if stage.published_weights():
+        network = models.published(setting.network, stage.weights, classes)
+    else:
+        network = models.build(setting.network, classes, setting.stem, images.side, stage.seed)
+    if (path := weights_file(setting)) is not None:
+        network = models.with_own_weights(network, path)
+    network = devices.on_device(network, compute.device)
+    batches = Batches(
+        train=lambda epoch: data.train.train_batches(stage, images.mean, images.std, TEACHER, stage.seed, epoch),
+        test=lambda: data.test.test_batches(images.mean, images.std),
+        key=(TEACHER, stage.seed),
+    )
+    if stage.weights is None:
+        # All that fit does to the network itself holds for its wrapper, which only averages the gradients.
+        shared = nn.parallel.DistributedDataParallel(network) if processes > 1 else network
+
+        def batch_loss(inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            return F.cross_entropy(shared(inputs).float(), labels)
+
+        curve = fit(network, stage, batches, batch_loss, compute, checkpoint)
+    if rank > 0:
+        stop.restore_handlers()
+        return
+    with store.new_artifact("teachers", name) as folder:
+        save_file(as_stored(network), folder / "model.safetensors")
+        top1, top5 = accuracy(load(setting, classes, compute.device, folder), batches.test(), compute)
+        tested = {"accuracy": {"top1": top1, "top5": top5}, "curve": curve}
+        if processes > 1:
+            tested["processes"] = processes
+        store.finish(folder, described, checkpoint.seconds(), compute, **tested)
+    checkpoint.remove()
+
+
+def as_stored(network: nn.Module) -> dict[str, torch.Tensor]:
+    """The state dict with floats in fp16, except BatchNorm's, whose variances need fp32's range."""
+    exact = {
+        f"{prefix}.{name}"
+        for prefix, layer in network.named_modules()
+        if isinstance(layer, nn.BatchNorm2d)
+        for name in layer.state_dict()
+    }
+    return {
+        name: (value.half() if value.is_floating_point() and name not in exact else value).cpu().contiguous()
+        for name, value in network.state_dict().items()
+    }
+
+
+def load(setting: Setting, classes: int, device: torch.device, folder: Path) -> nn.Module:
+    """The stored teacher in `folder`, in fp32 on `device`, in eval mode and without gradients."""
+    network = models.build(setting.network, classes, setting.stem, setting.images.side, seed=0)
+    state = load_file(folder / "model.safetensors")
+    network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
+    return devices.on_device(network, device).eval().requires_grad_(False)

@@ -1,0 +1,53 @@
+"""What a run takes from its environment: the root of its files, variables, and the versions of libraries."""
+
+import importlib.metadata
+import math
+import os
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+from dwa_core.errors import InputError
+
+
+def root() -> Path:
+    """The folder of artifacts/, results/ and figures/: $DWA_ROOT, or the repository itself."""
+    return Path(os.environ.get("DWA_ROOT", Path(__file__).resolve().parents[2]))
+
+
+def check_environment() -> None:
+    """Raises InputError if a variable of the environment that runs read cannot be used."""
+    folder = os.environ.get("DWA_DATA")
+    if folder and not Path(folder).is_dir():
+        raise InputError(f"DWA_DATA: {folder!r} is not a folder; set it to the folder that holds the data sets")
+    checkpoint_seconds()
+
+
+def checkpoint_seconds() -> float:
+    """Seconds between two checkpoints of a stage: $DWA_CHECKPOINT_SECONDS, or 60.
+
+    Raises:
+        InputError: it is no number, or below 0.
+    """
+    text = os.environ.get("DWA_CHECKPOINT_SECONDS", "60")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise InputError(f"DWA_CHECKPOINT_SECONDS: {text!r} is not allowed; must be a number of at least 0")
+    return seconds
+
+
+def check_versions() -> None:
+    """Raises InputError if a library is missing or older than pyproject.toml asks for."""
+    for text in importlib.metadata.requires("dwa-companion"):
+        wanted = Requirement(text)
+        if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            version = importlib.metadata.version(wanted.name)
+        except importlib.metadata.PackageNotFoundError:
+            raise InputError(f"{wanted.name} is not installed; make environment installs it") from None
+        if not wanted.specifier.contains(version, prereleases=True):
+            raise InputError(f"{wanted.name} {version} is here, {wanted} is needed; make environment installs it")

@@ -1,0 +1,80 @@
+"""Trains the teacher of a settings file on several GPUs, with torch's DistributedDataParallel.
+
+    torchrun --nproc-per-node=8 -m dwa_core.distributed settings/paper/NAME.yaml
+
+Each process trains on its share of every batch, with BatchNorm statistics of its own share; the first one tests and
+stores. Runs of the same settings then find the teacher. On CPUs it works too, by gloo.
+"""
+
+import contextlib
+import os
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from dwa_core import devices, models
+from dwa_core.devices import Compute
+from dwa_core.errors import InputError, UserError
+from dwa_paper.command import failed
+from dwa_paper.runs import real, stop, store, tasks, teachers
+from dwa_paper.settings.files import read
+from dwa_paper.settings.schema import Setting, resolve
+
+
+def main() -> int:
+    """Trains the teacher of the settings file on the command line in the processes that torchrun started."""
+    try:
+        setting = resolve(read(Path(sys.argv[1])))
+        if setting.teacher.weights is not None:
+            raise InputError(f"teacher.weights: {setting.teacher.weights!r} leaves nothing to be trained")
+        models.check_network("network", setting.network, setting.stem, setting.images.side)
+        if setting.deterministic:
+            devices.use_deterministic_algorithms()
+        stop.start_budget(setting.max_minutes)
+        train(setting, devices.choose(setting.device, setting.precision))
+    except UserError as error:
+        return failed(error, error.exit_code)
+    return 0
+
+
+def train(setting: Setting, compute: Compute) -> None:
+    """Trains the teachers of all tasks of `setting`, as one of the processes."""
+    device = compute.device
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    # The others wait while the first one decodes the images, or for a run that trains the same teacher.
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=30))
+    rank, processes = dist.get_rank(), dist.get_world_size()
+    if setting.teacher.batch_size < 2 * processes:
+        raise InputError(
+            f"teacher.batch_size: {setting.teacher.batch_size} is not allowed with {processes} processes; each wants "
+            "two images at least"
+        )
+    if rank > 0:
+        dist.barrier()  # the first process decodes the images, and the others find them
+    whole = real.load(setting.dataset, setting.images, device, validation=setting.validation)
+    if rank == 0:
+        dist.barrier()
+    for part in tasks.split_into_tasks(setting, whole):
+        part.train.share = (rank, processes)
+        name, described = teachers.describe(setting, part.fingerprint)
+        with store.lock("teachers", name) if rank == 0 else contextlib.nullcontext():
+            names = [None] * processes
+            dist.all_gather_object(names, name)  # and all wait until the first one has the lock
+            if len(set(names)) > 1:  # images that only some keep in memory come in another order
+                raise InputError("the processes read different images; is there memory for all of them?")
+            if store.find("teachers", name) is None:
+                teachers.train_and_store(setting, part, compute._replace(device=device), name, described)
+            dist.barrier()
+        if rank == 0:
+            record = store.read_json(store.find("teachers", name) / "record.json")
+            print(f"{name}: {record['accuracy']['top1']:.1f} %, {record['seconds']:.0f} s on {processes} processes")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
