@@ -1,19 +1,18 @@
 """Diversity-Driven Synthesis (DWA, NeurIPS 2024) on one page: the whole method in plain PyTorch, from top to bottom.
 
 Data set distillation makes a few images per class (ipc) and trains a network on them instead of the whole data set:
-
     1. teacher    Train a classifier on the real images.
-    2. synthesis  Take one real image per class. Step the teacher's weights UP the loss of these very images (directed
-                  weight adjustment, the paper's idea: each batch meets another teacher, so the images differ). Then
-                  optimise the images: cross-entropy, and BatchNorm statistics like those of the teacher's training.
-    3. relabel    Train a student on the distilled images alone; the teacher labels every augmented, mixed batch.
+    2. synthesis  Take one real image per class. Move the teacher's weights UP the loss of these very images (directed
+                  weight adjustment, the paper's idea: every batch gets a teacher of its own, so the images differ).
+                  Then optimise the images: cross-entropy, and BatchNorm statistics as in the teacher's training.
+    3. relabel    Train a student on the distilled images alone. The teacher labels every augmented, mixed batch.
 
     python dwa.py                                 # handwritten digits: no download, under a minute on two cores
     python dwa.py cifar10                         # the paper's recipe, from $DWA_DATA/cifar10/{train,test}-*.parquet
     python dwa.py cifar10 --method random-real    # the baseline: real images in place of distilled ones
 
-Throughout, `pixels` are (N, 3, side, side) uint8, and `images` are the same normalised, in floats.
-This file shares no code with the package dwa_core: each checks the other in tests/test_dwa.py.
+`pixels` are (N, 3, side, side) uint8; `images` are the same normalised, in floats; `labels` are (N,) class indices.
+This file and the package dwa_core share no code: tests/test_dwa.py checks one against the other.
 """
 
 import argparse
@@ -24,18 +23,18 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 import torchvision
+from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
-from torchvision.transforms.functional import normalize
+from torchvision.transforms.functional import normalize, pil_to_tensor
 
 # ----------------------------------------------------------------------------------------------------- hyper-parameters
 TEACHER_SGD, TEACHER_BATCH = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}, 128
-RHO, K = 0.015, 12  # weight adjustment: length of the path that the weights take, and its number of steps
+RHO, K = 0.015, 12  # weight adjustment: total length of the steps, over all weights together, and their number
 SYNTHESIS_ADAM = {"lr": 0.25, "betas": (0.5, 0.9)}
 R_BN, R_VAR, FIRST_LAYER = 0.01, 11.0, 10.0  # weights of the BatchNorm loss, of variances in it, of the first layer
 STUDENT_ADAMW = {"lr": 1e-3, "weight_decay": 0.01}
@@ -45,18 +44,17 @@ MIXUP, TEMPERATURE = 0.8, 30.0  # both parameters of mixup's Beta distribution; 
 @dataclass
 class Recipe:  # what differs between data sets; the defaults are CIFAR-10's
     side: int = 32
-    classes: int = 10
     mean: tuple = (0.4914, 0.4822, 0.4465)
     std: tuple = (0.2470, 0.2435, 0.2616)
     network: str = "resnet18"  # teacher and student
     teacher_epochs: int = 200
     iterations: int = 1000  # of synthesis, with one image of each class in a batch
-    shift: int = 4  # pixels: padding of the crops in training, largest roll in synthesis
+    shift: int = 4  # pixels: padding of the crops in training, and largest roll in synthesis
     student_epochs: int = 400
     student_batch: int = 128
 
 
-CIFAR100 = Recipe(classes=100, mean=(0.5071, 0.4867, 0.4408), std=(0.2675, 0.2565, 0.2761))
+CIFAR100 = Recipe(mean=(0.5071, 0.4867, 0.4408), std=(0.2675, 0.2565, 0.2761))
 DIGITS = Recipe(side=16, mean=(0.305,) * 3, std=(0.376,) * 3, network="convnet-64", shift=2)
 DIGITS.teacher_epochs, DIGITS.iterations, DIGITS.student_epochs, DIGITS.student_batch = 20, 100, 100, 16
 RECIPES = {"digits": DIGITS, "cifar10": Recipe(), "cifar100": CIFAR100}
@@ -65,15 +63,13 @@ RECIPES = {"digits": DIGITS, "cifar10": Recipe(), "cifar100": CIFAR100}
 # ------------------------------------------------------------------------------------------------------- data, networks
 def read(dataset, part, side):
     """Returns pixels (N, 3, side, side) and labels (N,) of the part "train" or "test"."""
-    from PIL import Image
-
     if dataset == "digits":
         from sklearn import datasets, model_selection
 
         values, labels = datasets.load_digits(return_X_y=True)  # (1797, 64), 0..16
-        split = model_selection.train_test_split(range(len(labels)), test_size=500, stratify=labels, random_state=0)
-        values, labels = values[split[part == "test"]], labels[split[part == "test"]]
-        pictures = map(Image.fromarray, np.round(values.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8))
+        split = model_selection.train_test_split(values, labels, test_size=500, stratify=labels, random_state=0)
+        values, labels = split[part == "test" :: 2]  # of training values, test values, training labels, test labels
+        pictures = map(Image.fromarray, (values.reshape(-1, 8, 8) * (255 / 16)).round().astype("uint8"))
     else:
         from pyarrow.dataset import dataset as open_files
 
@@ -81,30 +77,30 @@ def read(dataset, part, side):
         table = open_files(files).to_table().to_pydict()
         pictures = (Image.open(io.BytesIO(image["bytes"])) for image in table["img"])
         labels = table["fine_label" if dataset == "cifar100" else "label"]
-    resized = [picture.convert("RGB").resize((side, side), Image.Resampling.BILINEAR) for picture in pictures]
-    return torch.tensor(np.stack(resized)).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels)
+    resized = (picture.convert("RGB").resize((side, side), Image.Resampling.BILINEAR) for picture in pictures)
+    return torch.stack([pil_to_tensor(picture) for picture in resized]), torch.tensor(labels)
 
 
 def training_batches(pixels, labels, batch_size, recipe):
     """Yields one epoch in random order: images (batch_size, 3, side, side), each cropped and flipped, and labels."""
     for chosen in torch.randperm(len(labels)).split(batch_size):
         padded = F.pad(pixels[chosen], [recipe.shift] * 4).permute(0, 2, 3, 1)  # black, which is 0 in pixels alone
-        rows, columns = torch.randint(2 * recipe.shift + 1, (2, len(chosen), 1)) + torch.arange(recipe.side)
-        columns = torch.where(torch.rand(len(chosen), 1) < 0.5, columns, columns.flip(1))
-        image = torch.arange(len(chosen))[:, None, None]
-        cropped = padded[image, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+        top, left = torch.randint(2 * recipe.shift + 1, (2, len(chosen), 1, 1))
+        rows, columns = top + torch.arange(recipe.side)[:, None], left + torch.arange(recipe.side)
+        columns = torch.where(torch.rand(len(chosen), 1, 1) < 0.5, columns, columns.flip(2))
+        cropped = padded[torch.arange(len(chosen))[:, None, None], rows, columns].permute(0, 3, 1, 2)
         yield normalize(cropped / 255, recipe.mean, recipe.std), labels[chosen]
 
 
 def build(name, classes, side):
-    """Returns a ConvNet ("convnet-128" has 128 channels) or a ResNet of torchvision ("resnet18"), for small images."""
+    """Returns a ConvNet (convnet-128 has 128 channels) or a ResNet of torchvision (resnet18), for small images."""
     if name.startswith("convnet-"):
         width, layers = int(name.removeprefix("convnet-")), []
         for channels in (3, width, width):
             layers += [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(), nn.AvgPool2d(2)]
         return nn.Sequential(*layers, nn.Flatten(), nn.Linear(width * (side // 8) ** 2, classes))
     network = torchvision.models.get_model(name, num_classes=classes)
-    # torchvision's stem, 7x7 with stride 2 and a max-pool, would shrink 32 pixels to 8.
+    # torchvision's stem, a 7x7 convolution of stride 2 and a max-pool, would shrink 32 pixels to 8.
     network.conv1, network.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
     return network
 
@@ -130,8 +126,8 @@ def train(network, optimizer, epochs, batches, batch_loss):
 def test(network, pixels, labels, recipe):
     """Returns the top-1 accuracy in percent of `network`, which is in eval mode."""
     images = normalize(pixels / 255, recipe.mean, recipe.std)
-    predicted = torch.cat([network(batch).argmax(1) for batch in images.split(500)])
-    return 100 * (predicted == labels).float().mean().item()
+    hits = torch.cat([network(batch).argmax(1) for batch in images.split(500)]) == labels
+    return 100 * hits.float().mean().item()
 
 
 def train_teacher(network, pixels, labels, epochs, recipe):
@@ -143,7 +139,10 @@ def train_teacher(network, pixels, labels, epochs, recipe):
 
 # --------------------------------------------------------------------------------------------------------- 2. synthesis
 def adjust_weights(network, images, labels, roll, rho=RHO, steps=K):
-    """Moves all weights up the loss of the rolled images, in place; returns the summed gradient at the images."""
+    """Moves the weights of `network`, in eval mode, up the loss of the images (N, 3, H, W), in place.
+
+    All steps see the images rolled by roll, (rows, columns). Returns the gradient at the images, summed over the steps.
+    """
     parameters, image_gradient = list(network.parameters()), torch.zeros_like(images)
     network.requires_grad_(True)
     images = images.detach().requires_grad_(True)
@@ -198,8 +197,8 @@ def synthesize(network, images, labels, rolls, bounds, r_var=R_VAR, image_gradie
 
 
 def distil(teacher, pixels, labels, method, ipc, recipe):
-    """Returns distilled pixels (ipc * classes, 3, side, side) and their labels; `method` as in --method."""
-    classes = torch.arange(recipe.classes)
+    """Returns distilled pixels (ipc * classes, 3, side, side) and their labels: dwa's, sre2l's, or random-real's."""
+    classes = labels.unique()
     black, white = bounds = [normalize(torch.full((3, 1, 1), v), recipe.mean, recipe.std) for v in (0.0, 1.0)]
     order = torch.randperm(len(labels))
     chosen = torch.stack([order[labels[order] == label][:ipc] for label in classes], dim=1)  # (ipc, classes)
@@ -207,13 +206,13 @@ def distil(teacher, pixels, labels, method, ipc, recipe):
         return pixels[chosen.flatten()], classes.repeat(ipc)
     distilled = []
     for index in range(ipc):
-        network = copy.deepcopy(teacher)  # each batch adjusts the teacher's own weights
+        network = copy.deepcopy(teacher)  # so that adjustments do not pile up
         rolls = torch.randint(recipe.shift + 1, (recipe.iterations, 2)).tolist()
         images = normalize(pixels[chosen[index]] / 255, recipe.mean, recipe.std)
         if method == "dwa":
             adjust_weights(network, images, classes, rolls[0])
             images = synthesize(network, images, classes, rolls, bounds)
-        else:  # SRe2L: from noise, no adjustment, variances weighted as means are
+        else:  # SRe2L starts from noise, adjusts nothing, and weights variances as it does means
             images = synthesize(network, torch.randn_like(images), classes, rolls, bounds, r_var=1.0)
         distilled.append(((images - black) / (white - black) * 255).round().to(torch.uint8))
         print(f"  image {index + 1}/{ipc} of each class", flush=True)
@@ -253,9 +252,9 @@ def main():
     torch.manual_seed(args.seed)
     torch.set_default_device("cuda" if torch.cuda.is_available() else "cpu")
     recipe = RECIPES[args.dataset]
-
     real, held_out = (read(args.dataset, part, recipe.side) for part in ("train", "test"))
-    teacher, student = (build(args.network or recipe.network, recipe.classes, recipe.side) for _ in range(2))
+    shape = args.network or recipe.network, len(real[1].unique()), recipe.side
+    teacher, student = (build(*shape).to(memory_format=torch.channels_last) for _ in range(2))  # the faster layout
     if args.teacher:
         teacher.load_state_dict(load_file(args.teacher))  # fp16 becomes fp32
         teacher.eval().requires_grad_(False)

@@ -9,12 +9,10 @@ import os
 import re
 import resource
 import statistics
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from pathlib import Path
 
 import pandas as pd
 import plain
@@ -22,13 +20,15 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from dwa_core import augment, devices, models, settings, store, synthesize
+from dwa_core import augment, devices, models, seeds
 from dwa_core.batches import Resident
-from dwa_core.relabel import soft_label_loss
-from dwa_core.teacher import fit
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "notebooks"))
-from run import KERNEL_ENVIRONMENT
+from dwa_core.relabel import labeller, soft_label_loss
+from dwa_core.synthesis import GPU_IMAGES, ClassBatch, ImageOptimisation
+from dwa_core.training import Batches, Progress, fit
+from dwa_paper.runs import store
+from dwa_paper.runs.runner import KERNEL_ENVIRONMENT
+from dwa_paper.settings import schema
+from dwa_paper.settings.environment import root
 
 REPEATS = 3
 CLASSES = {"cifar10": 10, "cifar100": 100}
@@ -55,9 +55,9 @@ class Case:
 
     def __init__(self, stage: str, preset: str, network: str, count: int):
         self.stage, self.classes = stage, CLASSES[preset]
-        self.device = devices.choose_device("auto")
-        self.precision = devices.choose_precision("auto", self.device)
-        self.setting = settings.resolve({"preset": preset, "profile": "bench", "name": "bench", "network": network})
+        self.compute = devices.choose()
+        self.device = self.compute.device
+        self.setting = schema.resolve({"preset": preset, "profile": "bench", "name": "bench", "network": network})
         self.training = self.setting.teacher if stage == "teacher" else self.setting.relabel
         self.mean, self.std = self.setting.images.mean, self.setting.images.std
         self.side = self.setting.images.side
@@ -130,14 +130,13 @@ def our_seconds(arguments: tuple) -> dict:
     cuda = case.device.type == "cuda"
     network = devices.on_device(case.network(), case.device)
     if case.stage == "synthesis":
-        at_once = max(1, synthesize.GPU_IMAGES // case.batch) if cuda else 1
+        at_once = max(1, GPU_IMAGES // case.batch) if cuda else 1
         per_repeat = 200 if cuda else max(8, 400 // case.batch)
-        views = case.views((REPEATS + 1) * per_repeat)
-        frozen, (images, labels) = devices.frozen_copy(network), case.one_batch()
+        batch, setting = ClassBatch(*case.one_batch(), case.views((REPEATS + 1) * per_repeat)), case.setting
 
         def one():
-            twin, stage = devices.frozen_copy(frozen), case.setting.synthesis
-            return synthesize.ImageOptimisation(twin, images, labels, views, stage, case.mean, case.std, case.precision)
+            twin = devices.frozen_copy(network)
+            return ImageOptimisation(twin, batch, setting.synthesis, setting.images, case.compute.precision)
 
         with FlopCounterMode(display=False) as counter:
             one().step()
@@ -145,13 +144,13 @@ def our_seconds(arguments: tuple) -> dict:
         steps = ([step() for step in fast] + [step.join() for step in fast] for _ in itertools.count())
         seconds = seconds_of(case, steps, per_repeat) / at_once
         return {"seconds": seconds, "flop": counter.get_total_flops(), **peak_memory(case.device)}
-    teacher = devices.cast_weights(devices.frozen_copy(devices.on_device(case.network(1), case.device)), case.precision)
+    teacher = labeller(devices.on_device(case.network(1), case.device), case.setting.relabel, case.compute.precision)
     split = Resident(case.pixels, case.labels, case.device)
     marks = []
 
-    def batches(epoch: int):
+    def train_batches(epoch: int):
         marks.append(time.perf_counter())
-        host, random = augment.host_random(0, epoch), augment.device_random(case.device, 1, epoch)
+        host, random = seeds.host_random(0, epoch), seeds.device_random(case.device, 1, epoch)
         for inputs, labels in split.train_batches(case.training, case.mean, case.std, 2, epoch):
             if case.stage == "student":
                 inputs = augment.mix(inputs, case.training.mixing, case.training.mixing_alpha, host, random)
@@ -165,22 +164,12 @@ def our_seconds(arguments: tuple) -> dict:
         return soft_label_loss(network(inputs).float(), soft.float(), case.training)
 
     inputs, labels = case.one_batch()
-    with FlopCounterMode(display=False) as counter, devices.autocast(case.device, case.precision):
+    with FlopCounterMode(display=False) as counter, case.compute.autocast():
         batch_loss(inputs, labels).backward()
     epochs = REPEATS + 2  # the last one's end has no mark
     stage = case.training.model_copy(update={"epochs": epochs, "test_every": epochs})
-    fit(
-        network,
-        stage,
-        batches,
-        batch_loss,
-        test_batches=lambda: [(inputs, labels)],
-        device=case.device,
-        precision=case.precision,
-        checkpoint=store.Checkpoint("bench"),
-        label="bench",
-        key=(0,),
-    )
+    batches = Batches(train_batches, test=lambda: [(inputs, labels)], key=(0,))
+    fit(network, stage, batches, batch_loss, case.compute, Progress("bench"))
     seconds = statistics.median(b - a for a, b in itertools.pairwise(marks[1:]))
     steps_per_epoch = -(-len(case.labels) // case.batch)
     return {"seconds": seconds / steps_per_epoch, "flop": counter.get_total_flops(), **peak_memory(case.device)}
@@ -195,7 +184,7 @@ def peak_memory(device: torch.device) -> dict:
 
 def matrix_rate() -> float:
     """FLOP/s of a square bf16 matrix product."""
-    device = devices.choose_device("auto")
+    device = devices.choose().device
     size = 8192 if device.type == "cuda" else 2048
     a, b = torch.randn(2, size, size, device=device).bfloat16()
     times = []
@@ -227,7 +216,7 @@ def measure(case: tuple) -> dict:
     print(f"{stage}, {preset}, {network} ...", flush=True)
     slow = alone(plain_seconds, case, True)
     without_loader = slow if stage == "synthesis" else alone(plain_seconds, case, False)
-    # What notebooks/run.py sets for every kernel is a part of how ours runs.
+    # What the runner sets for every kernel is a part of how ours runs.
     ours = alone(our_seconds, case, **KERNEL_ENVIRONMENT)
     return {
         "stage": stage,
@@ -263,24 +252,24 @@ def shown(row: dict, rate: float) -> dict:
 
 
 def main() -> None:
-    device = devices.choose_device("auto")
+    compute = devices.choose()
+    on_gpu = compute.device.type == "cuda"
     rate = alone(matrix_rate)
-    rows = [measure(case) for case in (ON_GPU if device.type == "cuda" else ON_CPU)]
+    rows = [measure(case) for case in (ON_GPU if on_gpu else ON_CPU)]
     table = pd.DataFrame([shown(row, rate) for row in rows])
-    name = devices.device_name(device)
-    precision = str(devices.choose_precision("auto", device)).removeprefix("torch.")
-    memory = "tensors on the GPU" if device.type == "cuda" else "the whole process, libraries included"
+    name, provenance = compute.describe(), store.provenance(compute)
+    memory = "tensors on the GPU" if on_gpu else "the whole process, libraries included"
     lines = [
         f"# Time per step: {name}",
         "",
-        f"`make bench`: medians of {REPEATS} repeats after a warm-up; ours in {precision}, the plain loop in fp32. "
-        f"A square bf16 matrix product ran at {rate / 1e9:.0f} GFLOP/s. Peak memory: {memory}.",
+        f"`make bench`: medians of {REPEATS} repeats after a warm-up; ours in {provenance['precision']}, the plain "
+        f"loop in fp32. A square bf16 matrix product ran at {rate / 1e9:.0f} GFLOP/s. Peak memory: {memory}.",
         "",
         table.to_markdown(index=False, disable_numparse=True),
     ]
-    folder = settings.root() / "results" / "bench"
+    folder = root() / "results" / "bench"
     stem = "speed-" + re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-    store.write_json(folder / f"{stem}.json", {"rows": rows, "matrix_rate": rate, **store.provenance(device)})
+    store.write_json(folder / f"{stem}.json", {"rows": rows, "matrix_rate": rate, **provenance})
     (folder / f"{stem}.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
     print(f"\nwritten: results/bench/{stem}.md and .json")

@@ -1,8 +1,8 @@
 """How time and memory of synthesis grow with ipc, classes and side; `make bench-growth` calls it.
 
-Each point runs `dwa_core.synthesize.synthesize` in a process of its own, on random images and an untrained
+Each point runs `dwa_core.synthesis.synthesize` in a process of its own, on random images and an untrained
 network, with two iterations per batch, or 100 on a GPU, where the first few become a graph. There, several batches run
-side by side, as synthesis has them, but for ipc 1, where there is one. Writes results/bench/growth-DEVICE.json and
+side by side, as in every synthesis, except at ipc 1, where there is one. Writes results/bench/growth-DEVICE.json and
 figures/bench/growth-DEVICE.*.
 """
 
@@ -14,7 +14,14 @@ import matplotlib.pyplot as plt
 import torch
 from bench import alone, peak_memory
 
-from dwa_core import batches, data, devices, figures, models, settings, store, synthesize
+from dwa_core import batches, devices, models
+from dwa_core.synthesis import synthesize
+from dwa_core.training import Progress
+from dwa_paper.report.charts import use_style
+from dwa_paper.report.product import save_figure
+from dwa_paper.runs import store
+from dwa_paper.settings import schema
+from dwa_paper.settings.environment import root
 
 NETWORK = "convnet-128"
 REPEATS = 3
@@ -30,8 +37,8 @@ SERIES = {
 
 def grow(ipc: int, classes: int, side: int, per_batch: int) -> dict:
     """Median seconds per image, number of images, and peak memory in MB of one synthesis."""
-    device = devices.choose_device("auto")
-    setting = settings.resolve(
+    compute = devices.choose()
+    setting = schema.resolve(
         {
             "preset": "cifar10",
             "profile": "bench",
@@ -44,23 +51,21 @@ def grow(ipc: int, classes: int, side: int, per_batch: int) -> dict:
     )
     random = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (IMAGES, side, side, 3), dtype=torch.uint8, generator=random)
-    part = batches.Resident(pixels, torch.arange(IMAGES) % classes, device)
-    images = data.ImageData("random", [str(n) for n in range(classes)], part, part, "random")
-    network = devices.on_device(models.build(NETWORK, classes, setting.stem, side, seed=0), device)
+    train = batches.Resident(pixels, torch.arange(IMAGES) % classes, compute.device)
+    network = devices.on_device(models.build(NETWORK, classes, setting.stem, side, seed=0), compute.device)
     teacher = network.eval().requires_grad_(False)
-    checkpoint = store.Checkpoint("growth")
     times = []
     for _ in range(1 + REPEATS):  # the first is a warm-up
         started = time.perf_counter()
-        done, _ = synthesize.synthesize(setting, images, teacher, device, checkpoint)
+        done, _ = synthesize(setting, train, classes, teacher, compute, Progress("growth"))
         times.append(time.perf_counter() - started)
     seconds = statistics.median(times[1:])
-    return {"seconds per image": seconds / len(done), "images": len(done), **peak_memory(device)}
+    return {"seconds per image": seconds / len(done), "images": len(done), **peak_memory(compute.device)}
 
 
 def draw(rows: list[dict], stem: str) -> None:
     """Time per image and peak memory of each series, as figures/bench/<stem>.svg and .png."""
-    figures.use_style()
+    use_style()
     figure, axes = plt.subplots(2, len(SERIES), figsize=(10, 5.5))
     for column, series in enumerate(SERIES):
         chosen = [row for row in rows if row["series"] == series]
@@ -78,21 +83,22 @@ def draw(rows: list[dict], stem: str) -> None:
         f"images, {IMAGES} training images. Top: median of {REPEATS} runs. Bottom: the whole process, or the "
         "tensors on a GPU."
     )
-    figures.save(figure, "bench", stem, "How synthesis grows", caption)
+    folder = root() / "figures" / "bench"
+    folder.mkdir(parents=True, exist_ok=True)
+    save_figure(figure, folder / f"{stem}.svg", Title="How synthesis grows", Description=caption)
 
 
 def main() -> None:
-    device = devices.choose_device("auto")
-    rows = []
+    compute, rows = devices.choose(), []
     for series, points in SERIES.items():
         for ipc, classes, side, per_batch in points:
             point = {"series": series, "ipc": ipc, "classes": classes, "side": side}
             rows.append(point | alone(grow, ipc, classes, side, per_batch))
             print(rows[-1], flush=True)
-    stem = "growth-" + re.sub(r"[^a-z0-9]+", "-", devices.device_name(device).lower()).strip("-")
+    stem = "growth-" + re.sub(r"[^a-z0-9]+", "-", compute.describe().lower()).strip("-")
     store.write_json(
-        settings.root() / "results" / "bench" / f"{stem}.json",
-        {"network": NETWORK, "synthesis": SMALL, "rows": rows, **store.provenance(device)},
+        root() / "results" / "bench" / f"{stem}.json",
+        {"network": NETWORK, "synthesis": SMALL, "rows": rows, **store.provenance(compute)},
     )
     draw(rows, stem)
     print(f"written: results/bench/{stem}.json, figures/bench/{stem}.svg and .png")

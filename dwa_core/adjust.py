@@ -10,7 +10,13 @@ from dwa_core.augment import apply_view
 
 
 def adjust_directed(
-    network: nn.Module, images: torch.Tensor, labels: torch.Tensor, view: torch.Tensor, rho: float, steps: int
+    network: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    view: torch.Tensor,
+    rho: float,
+    steps: int,
+    added: Sequence[torch.Tensor] = (),
 ) -> torch.Tensor:
     """Moves the weights of `network`, in place, up the loss of `images` by a total length of at most `rho`.
 
@@ -22,6 +28,7 @@ def adjust_directed(
         images: (N, 3, H, W), normalised, before augmentation.
         labels: (N,) class indices.
         view: the augmentation, one for all steps: a row of `augment.draw_views`.
+        added: one tensor per parameter, added to g in the first step (authors' code); empty for none.
 
     Returns: (N, 3, H, W), the sum over the steps of the gradient with respect to `images`, which the authors' code
         leaves in place for the first image update.
@@ -31,10 +38,12 @@ def adjust_directed(
     image_gradient = torch.zeros_like(images)
     for parameter in parameters:
         parameter.requires_grad_(True)
-    for _ in range(steps):
+    for step in range(steps):
         loss = F.cross_entropy(network(apply_view(images, view)), labels)
         *gradients, of_images = torch.autograd.grad(loss, [*parameters, images])
         image_gradient += of_images
+        if added and step == 0:
+            torch._foreach_add_(gradients, list(added))
         move(parameters, gradients, rho / steps)
     for parameter in parameters:
         parameter.requires_grad_(False)

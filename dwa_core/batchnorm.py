@@ -10,15 +10,17 @@ class NormaliseWithStatistics(torch.autograd.Function):
     """BatchNorm in eval mode that also returns mean and biased variance of its input.
 
     One backward formula serves all three outputs, `dx = dy * scale + a * x + b` per channel, in place of
-    the several passes over the activations that autograd would make.
+    the several passes over the activations that autograd would make. Weight and bias of the layer get gradients where
+    they ask for them.
     """
 
     @staticmethod
-    def forward(ctx, x, layer, scale, idle_mean, idle_variance):
+    def forward(ctx, x, weight, bias, layer, scale, idle_mean, idle_variance):
         # BatchNorm's own kernel: one pass, wide accumulation, and fp32 results for bf16 input if the running
         # buffers, of which it updates these two idle ones, are fp32. var_mean took 20 times as long on a CPU.
         mean, variance = torch.batch_norm_update_stats(x, idle_mean, idle_variance, momentum=0.0)
         ctx.save_for_backward(x, scale, mean)
+        ctx.layer = layer
         # Without the activation that timm's BatchNorm layers end with.
         return nn.BatchNorm2d.forward(layer, x), mean, variance
 
@@ -29,7 +31,14 @@ class NormaliseWithStatistics(torch.autograd.Function):
         slope = d_variance * (2 / count)
         offset = d_mean / count - slope * mean
         d_input = torch.addcmul(per_channel(offset, x), x, per_channel(slope, x))
-        return d_input.addcmul_(d_output, per_channel(scale, x)), None, None, None, None
+        d_weight = d_bias = None
+        if ctx.needs_input_grad[1]:
+            layer, wide = ctx.layer, d_output.to(scale.dtype)
+            normalised = (x - per_channel(layer.running_mean, wide)) / per_channel(
+                (layer.running_var + layer.eps).sqrt(), wide
+            )
+            d_weight, d_bias = (wide * normalised).sum((0, 2, 3)), wide.sum((0, 2, 3))
+        return d_input.addcmul_(d_output, per_channel(scale, x)), d_weight, d_bias, None, None, None, None
 
 
 def per_channel(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
@@ -51,7 +60,9 @@ class MatchedBatchNorm(nn.Module):
         self.rest = nn.Sequential(layer.drop, layer.act) if hasattr(layer, "act") else nn.Identity()
 
     def forward(self, x):
-        y, self.mean, self.variance = NormaliseWithStatistics.apply(x, self.layer, self.scale, *self.idle)
+        y, self.mean, self.variance = NormaliseWithStatistics.apply(
+            x, self.layer.weight, self.layer.bias, self.layer, self.scale, *self.idle
+        )
         return self.rest(y)
 
 
@@ -99,3 +110,15 @@ class BatchNormTerms:
         """(layers,): the norm of each layer's part of `differences`."""
         rows = differences.new_zeros(self.shape[0] * self.shape[1]).index_copy(0, self.places, differences)
         return torch.linalg.vector_norm(rows.view(self.shape), dim=1)
+
+
+@torch.no_grad()
+def measure_reference(network: nn.Module, images: torch.Tensor, r_var: float) -> torch.Tensor:
+    """(layers,): the BatchNorm terms of `images`, or of statistics of zero where those are larger.
+
+    A teacher of few epochs has running statistics that are far from those of any images. The BatchNorm layers of
+    `network` are replaced.
+    """
+    terms_of = BatchNormTerms(match_statistics(network), r_var)
+    network(images)
+    return torch.maximum(terms_of(), terms_of.reference_terms())

@@ -1,5 +1,8 @@
 """The errors that a user sees: their message is one line fit to be shown as it is."""
 
+import re
+import signal
+
 
 class UserError(Exception):
     """Base of the errors below; `exit_code` is what a command ends with."""
@@ -25,6 +28,10 @@ class DivergedError(UserError, RuntimeError):
 
 
 class StoppedError(UserError):
-    """A stage has stopped early and stored how far it came; the message says why."""
+    """A stage has stopped early and stored how far it came; the message says why, such as "stopped by SIGTERM"."""
 
-    exit_code = 75  # "temporary failure" in sysexits.h: the same command continues
+    def __init__(self, message: str):
+        super().__init__(message)
+        number = re.match(r"stopped by (SIG\w+)", message)
+        # As shells have it for a signal; else "temporary failure" in sysexits.h: the same command continues.
+        self.exit_code = 128 + signal.Signals[number[1]] if number else 75

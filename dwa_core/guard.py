@@ -8,8 +8,6 @@ import torch
 from dwa_core.errors import DivergedError, InputError
 from dwa_core.recipe import SynthesisStage, Training
 
-# Of an iteration of synthesis, in the order in which it keeps them.
-LOSSES = ("cross_entropy", "batchnorm_terms", "total", "learning_rate")
 # Iterations of synthesis between two looks at its numbers: each look makes the host wait for the device.
 CHECK_EVERY = 100
 # A BatchNorm term is compared with that of the initial images before the weights are adjusted, or with that of
@@ -30,27 +28,31 @@ def check_training(label: str, stage: Training, epoch: int, losses: torch.Tensor
 
 
 def check_synthesis(
-    stage: SynthesisStage, losses: torch.Tensor, terms: torch.Tensor, reference: torch.Tensor, clamped: torch.Tensor
+    stage: SynthesisStage,
+    losses: dict[str, torch.Tensor],
+    terms: torch.Tensor,
+    reference: torch.Tensor,
+    clamped: torch.Tensor,
 ) -> None:
     """Raises DivergedError if a loss is not finite, a BatchNorm term explodes or the images are stuck at the clamp.
 
     Args:
-        losses: (iterations so far, 4), the LOSSES.
+        losses: by name, (iterations so far,) each.
         terms: (layers,), the BatchNorm terms of the last iteration.
         reference: (layers,), the terms that those of the last iteration are measured by.
         clamped: 0-d, the share of the images' values that are those of a black or a white pixel.
     """
-    iteration = len(losses)
-    finite = losses.isfinite()
+    values = torch.stack(list(losses.values()), dim=1)
+    iteration, finite = len(values), values.isfinite()
     ratios = terms / reference
     # One read for all three: the usual answer is that all is well.
     if torch.stack([finite.all(), (ratios < EXPLODING).all(), clamped < STUCK]).all():
         return
     if not finite.all():
         row, column = (~finite).nonzero()[0].tolist()
-        name = LOSSES[column].replace("_", " ")
+        name = list(losses)[column].replace("_", " ")
         raise DivergedError(
-            f"synthesis: the {name} is {losses[row, column].item()} in iteration {row + 1}; "
+            f"synthesis: the {name} is {values[row, column].item()} in iteration {row + 1}; "
             f"try a synthesis.learning_rate below {stage.learning_rate:g} or a rho below {stage.rho:g}"
         )
     if not (ratios < EXPLODING).all():
@@ -64,12 +66,6 @@ def check_synthesis(
         f"synthesis: {100 * clamped.item():.1f} % of the pixels are stuck at black or white in iteration "
         f"{iteration}; try a synthesis.learning_rate below {stage.learning_rate:g}"
     )
-
-
-def at_chance(accuracy: float, classes: int, tests: int) -> bool:
-    """Whether an accuracy in percent is within three standard deviations of guessing among `classes`, or below."""
-    chance = 1 / classes
-    return accuracy <= 100 * (chance + 3 * (chance * (1 - chance) / tests) ** 0.5)
 
 
 def raise_unless_out_of_memory(error: RuntimeError) -> None:

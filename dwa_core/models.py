@@ -2,6 +2,7 @@
 
 import functools
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -16,54 +17,51 @@ from dwa_core.errors import InputError
 # Every builder takes the network's name, the number of classes and the side of the images.
 
 
-def convnet(name: str, classes: int, side: int) -> nn.Module:
+def build_convnet(name: str, classes: int, side: int) -> nn.Module:
     """ConvNet of the field: three blocks of 3x3 convolution, BatchNorm, ReLU, 2x2 average pool; one linear layer."""
     width = int(name.removeprefix("convnet-"))
-    layers, channels = [], 3
-    for _ in range(3):
-        layers += [
-            nn.Conv2d(channels, width, 3, padding=1),
-            nn.BatchNorm2d(width),
-            nn.ReLU(inplace=True),
-            nn.AvgPool2d(2),
-        ]
-        channels = width
+    layers = []
+    for channels in (3, width, width):
+        convolution = nn.Conv2d(channels, width, 3, padding=1)
+        layers += [convolution, nn.BatchNorm2d(width), nn.ReLU(inplace=True), nn.AvgPool2d(2)]
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(width * (side // 8) ** 2, classes))
 
 
-def of_torchvision(name: str, classes: int, _side: int, **settings) -> nn.Module:
+def build_torchvision(name: str, classes: int, _side: int = 0, **settings) -> nn.Module:
     """torchvision's own network, without weights."""
+    if name in SECOND_OUTPUT:
+        settings = {"aux_logits": False, "init_weights": True}
     return torchvision.models.get_model(name, weights=None, num_classes=classes, **settings)
 
 
-def small_resnet(name: str, classes: int, side: int) -> nn.Module:
+def build_small_resnet(name: str, classes: int, side: int) -> nn.Module:
     """ResNet with the small stem of the field: 3x3 stride 1, no max-pool."""
-    network = of_torchvision(name, classes, side)
+    network = build_torchvision(name, classes, side)
     # torchvision's 7x7 stride 2 and max-pool leave an image of 32 px only 8 px wide.
     network.conv1 = nn.Conv2d(3, 64, 3, stride=1, padding=1, bias=False)
     network.maxpool = nn.Identity()
     return network
 
 
-def small_vgg(name: str, classes: int, side: int) -> nn.Module:
+def build_small_vgg(name: str, classes: int, side: int) -> nn.Module:
     """VGG with one 512-to-classes linear layer in place of torchvision's three, which expect 7x7 features."""
-    features = of_torchvision(name, classes, side).features
+    features = build_torchvision(name, classes, side).features
     return nn.Sequential(features, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, classes))
 
 
-def small_mobilenet(name: str, classes: int, side: int) -> nn.Module:
+def build_small_mobilenet(name: str, classes: int, side: int) -> nn.Module:
     """MobileNetV2 with the stem and the first two stages at stride 1: 32 px become 4."""
-    # Expansion, channels, blocks and stride of each stage, as in table 2 of Sandler et al. (2018) but for the second
+    # Expansion, channels, blocks and stride of each stage, as in table 2 of Sandler et al. (2018) except for the second
     # stage's stride, there 2.
     stages = [[1, 16, 1, 1], [6, 24, 2, 1], [6, 32, 3, 2], [6, 64, 4, 2], [6, 96, 3, 1], [6, 160, 3, 2], [6, 320, 1, 1]]
-    network = of_torchvision(name, classes, side, inverted_residual_setting=stages)
+    network = build_torchvision(name, classes, side, inverted_residual_setting=stages)
     network.features[0][0].stride = (1, 1)
     return network
 
 
-def small_efficientnet(name: str, classes: int, side: int) -> nn.Module:
+def build_small_efficientnet(name: str, classes: int, side: int) -> nn.Module:
     """EfficientNet with its 3x3 stem at stride 1: 32 px become 2."""
-    network = of_torchvision(name, classes, side, dropout=0.2, stochastic_depth_prob=0.2)
+    network = build_torchvision(name, classes, side, dropout=0.2, stochastic_depth_prob=0.2)
     network.features[0][0].stride = (1, 1)
     return network
 
@@ -96,7 +94,7 @@ class ShuffleUnit(nn.Module):
         return F.relu(x + made)
 
 
-def small_shufflenet(_name: str, classes: int, _side: int) -> nn.Module:
+def build_small_shufflenet(_name: str, classes: int, _side: int) -> nn.Module:
     """ShuffleNet of two groups, with a 3x3 stem at stride 1 and no max-pool: 32 px become 4.
 
     torchvision has only the second version. As in the paper, the first 1x1 convolution of all is not grouped.
@@ -111,70 +109,57 @@ def small_shufflenet(_name: str, classes: int, _side: int) -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
 
 
-def of_timm(name: str, classes: int, side: int) -> nn.Module:
-    """timm's own network for images of `side`, without weights."""
+def build_timm(name: str, classes: int, side: int) -> nn.Module:
+    """timm's own network, without weights; one that takes images in patches takes those of `side`."""
     import timm  # here because it takes seconds, and few networks need it
 
-    return timm.create_model(name, num_classes=classes, img_size=side)
+    return timm.create_model(name, num_classes=classes, **({"img_size": side} if name in PATCH_SIDE else {}))
 
 
-def library_of(name: str) -> str | None:
-    """ "torchvision" or "timm", where one of them has a classifier called `name`; torchvision is asked first."""
-    if name in torchvision.models.list_models(module=torchvision.models):
-        return "torchvision"
-    import timm  # here because it takes seconds, and only its networks and names that nobody knows need it
-
-    return "timm" if timm.is_model(name) else None
-
-
-def of_library(name: str, classes: int, side: int) -> nn.Module:
-    """torchvision's or timm's network as it is, without weights, for images of the side that it was made for."""
-    if library_of(name) == "torchvision":
-        single = {"aux_logits": False, "init_weights": True} if name in SECOND_OUTPUT else {}
-        return of_torchvision(name, classes, side, **single)
-    import timm
-
-    return timm.create_model(name, num_classes=classes)
-
-
-# One entry per family: a pattern of names, names to show, and for each stem what builds it.
+STEMS = ("small", "torchvision")
+# One entry per family: a pattern of names, names to show, and what builds it for each of STEMS.
 NETWORKS = [
-    (r"convnet-[1-9]\d*", "convnet-N (N channels)", {"small": convnet, "torchvision": convnet}),
-    (
-        r"resnet(18|34|50|101)",
-        "resnet18, resnet34, resnet50, resnet101",
-        {"small": small_resnet, "torchvision": of_torchvision},
-    ),
-    ("vgg16_bn", "vgg16_bn", {"small": small_vgg, "torchvision": of_torchvision}),
-    ("mobilenet_v2", "mobilenet_v2", {"small": small_mobilenet, "torchvision": of_torchvision}),
-    ("efficientnet_b0", "efficientnet_b0", {"small": small_efficientnet, "torchvision": of_torchvision}),
-    ("shufflenet_g2", "shufflenet_g2", {"small": small_shufflenet}),
-    ("shufflenet_v2_x0_5", "shufflenet_v2_x0_5", {"torchvision": of_torchvision}),
-    ("vit_tiny_patch16_224", "vit_tiny_patch16_224", {"torchvision": of_timm}),
+    (r"convnet-[1-9]\d*", "convnet-N (N channels)", build_convnet, build_convnet),
+    (r"resnet(18|34|50|101)", "resnet18, resnet34, resnet50, resnet101", build_small_resnet, build_torchvision),
+    ("vgg16_bn", "vgg16_bn", build_small_vgg, build_torchvision),
+    ("mobilenet_v2", "mobilenet_v2", build_small_mobilenet, build_torchvision),
+    ("efficientnet_b0", "efficientnet_b0", build_small_efficientnet, build_torchvision),
+    ("shufflenet_g2", "shufflenet_g2", build_small_shufflenet, None),
+    ("shufflenet_v2_x0_5", "shufflenet_v2_x0_5", None, build_torchvision),
+    ("vit_tiny_patch16_224", "vit_tiny_patch16_224", None, build_timm),
 ]
-# Without the second output that they train with, these are classifiers as any other.
+# Without the second output that they are trained with, these are classifiers as any other.
 SECOND_OUTPUT = ("googlenet", "inception_v3")
 PATCH_SIDE = {"vit_tiny_patch16_224": 16}
 
 
-def stems(key: str, name: str) -> dict:
+def find_builders(key: str, name: str) -> dict[str, Callable]:
     """What builds the network `name`, by stem; `key` is the setting to blame.
 
     Raises:
         InputError: no network is called `name`.
     """
-    for pattern, _, builders in NETWORKS:
+    for pattern, _, *builders in NETWORKS:
         if re.fullmatch(pattern, name):
-            return builders
-    if library_of(name) is not None:
-        return {"small": of_library, "torchvision": of_library}
-    known = ", ".join(names for _, names, _ in NETWORKS)
+            return {stem: build for stem, build in zip(STEMS, builders, strict=True) if build is not None}
+    if (build := find_in_libraries(name)) is not None:
+        return dict.fromkeys(STEMS, build)
+    known = ", ".join(names for _, names, *_ in NETWORKS)
     raise InputError(f"{key}: {name!r} is not a network; allowed: {known}, and what torchvision and timm have")
+
+
+def find_in_libraries(name: str) -> Callable | None:
+    """What builds the classifier `name` as torchvision or else timm has it, for the side that it was made for."""
+    if name in torchvision.models.list_models(module=torchvision.models):
+        return build_torchvision
+    import timm  # here because it takes seconds, and only its networks and unknown names need it
+
+    return build_timm if timm.is_model(name) else None
 
 
 def check_stem(key: str, name: str, stem: str, side: int) -> None:
     """Raises InputError if there is no network `name` with this stem, or its patches do not cover the side."""
-    builders = stems(key, name)
+    builders = find_builders(key, name)
     if stem not in builders:
         raise InputError(f"stem: {stem!r} is not allowed for {key} {name}; allowed: {', '.join(builders)}")
     if side % PATCH_SIDE.get(name, 1):
@@ -184,40 +169,40 @@ def check_stem(key: str, name: str, stem: str, side: int) -> None:
 def check_network(key: str, name: str, stem: str, side: int) -> None:
     """Raises InputError if there is no network `name` with this stem, or it does not take images of this side."""
     check_stem(key, name, stem, side)
-    if (problem := problem_with_side(name, stem, side)) is not None:
+    if (problem := find_side_problem(name, stem, side)) is not None:
         raise InputError(f"images.side: {side} is not allowed for {key} {name}; {problem}")
 
 
 @functools.cache
-def problem_with_side(name: str, stem: str, side: int) -> str | None:
+def find_side_problem(name: str, stem: str, side: int) -> str | None:
     """Why the network does not take images of this side, in its library's words; None where it does."""
     try:
-        outline(name, 2, stem, side).eval()(torch.empty(1, 3, side, side, device="meta"))
+        build_outline(name, 2, stem, side).eval()(torch.empty(1, 3, side, side, device="meta"))
     except Exception as error:  # of the network's own kind
-        if is_of_meta(error):  # it computes with its numbers, so this cannot be told without them
+        if is_meta_error(error):  # it computes with its numbers, and the outline has none
             return None
         return (str(error).strip() or type(error).__name__).splitlines()[0]
     return None
 
 
-def is_of_meta(error: Exception) -> bool:
-    """Whether it is PyTorch's for tensors without numbers."""
+def is_meta_error(error: Exception) -> bool:
+    """Whether it is PyTorch's error for tensors without numbers."""
     return isinstance(error, RuntimeError) and "meta tensor" in str(error)
 
 
 def check_teacher(name: str, stem: str, side: int) -> None:
     """Raises InputError if the network cannot be a teacher: synthesis matches the statistics of BatchNorm2d layers."""
-    if not any(isinstance(layer, nn.BatchNorm2d) for layer in outline(name, 2, stem, side).modules()):
+    if not any(isinstance(layer, nn.BatchNorm2d) for layer in build_outline(name, 2, stem, side).modules()):
         raise InputError(f"network: {name!r} has no BatchNorm2d layers, which a teacher needs; it can be a student")
 
 
-def outline(name: str, classes: int, stem: str, side: int) -> nn.Module:
+def build_outline(name: str, classes: int, stem: str, side: int) -> nn.Module:
     """The network as `build` makes it, its layers and shapes without their numbers (on the device "meta")."""
     try:
         with torch.device("meta"):
             return build(name, classes, stem, side, seed=0)
     except RuntimeError as error:
-        if not is_of_meta(error):
+        if not is_meta_error(error):
             raise
         return build(name, classes, stem, side, seed=0).to("meta")  # a RegNet computes its widths with tensors
 
@@ -226,7 +211,7 @@ def build(name: str, classes: int, stem: str, side: int, seed: int) -> nn.Module
     """The network `name` with weights drawn by `seed`, on the CPU.
 
     Args:
-        name: as in NETWORKS, for example "convnet-128" or "resnet18", or of a network of torchvision or timm.
+        name: one of NETWORKS, such as "convnet-128" or "resnet18", or of torchvision's or timm's.
         classes: outputs of the last layer.
         stem: "small" (for images up to 64 px: 3x3 stride 1, no max-pool) or "torchvision"; ConvNets, and networks
             that are not in NETWORKS, have only one.
@@ -238,7 +223,7 @@ def build(name: str, classes: int, stem: str, side: int, seed: int) -> nn.Module
     check_stem("network", name, stem, side)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return stems("network", name)[stem](name, classes, side)
+        return find_builders("network", name)[stem](name, classes, side)
 
 
 def find_weights(name: str, weights: str):
@@ -258,8 +243,8 @@ def find_weights(name: str, weights: str):
         raise InputError(f"teacher.weights: {weights!r} is not known for {name}; {error}") from None
 
 
-def with_own_weights(network: nn.Module, path: Path) -> nn.Module:
-    """`network` with the state dict of a safetensors file, of any float type.
+def load_own_weights(network: nn.Module, path: Path) -> nn.Module:
+    """Loads the state dict of a safetensors file, of any float type, into `network`, and returns it.
 
     Raises:
         InputError: the file cannot be read, or holds another network's weights.
@@ -280,24 +265,23 @@ def with_own_weights(network: nn.Module, path: Path) -> nn.Module:
     return network
 
 
-def published(name: str, weights: str, classes: int) -> nn.Module:
+def load_published(name: str, weights: str, classes: int) -> nn.Module:
     """A torchvision network with torchvision's published `weights`, for example IMAGENET1K_V1.
 
     Raises:
         InputError: there are no such weights, they have other classes, or they cannot be downloaded or read.
     """
-    stems("network", name)
+    find_builders("network", name)
     found = find_weights(name, weights)
     outputs = len(found.meta["categories"])
     if outputs != classes:
-        raise InputError(
-            f"teacher.weights: {weights!r} has {outputs} classes, the data set has {classes}; null trains one"
-        )
+        message = f"{weights!r} has {outputs} classes, the data set has {classes}; null trains one"
+        raise InputError(f"teacher.weights: {message}")
     try:
         # Left to torchvision, whatever the file holds would be unpickled, code included.
         state = found.get_state_dict(check_hash=True, weights_only=True)
     except Exception as error:  # the download, its checksum, or what the file would have run
         raise InputError(f"teacher.weights: {weights!r} cannot be downloaded or read; {error}") from None
-    network = torchvision.models.get_model(name, weights=None, num_classes=classes)
+    network = build_torchvision(name, classes)
     network.load_state_dict(state)
     return network

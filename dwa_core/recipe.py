@@ -87,6 +87,8 @@ class SynthesisStage(Strict):
     seed: Seed = 0
     image_gradient_after_adjustment: Literal["cleared", "added"] = "cleared"
     weights_between_class_batches: Literal["restored", "kept"] = "restored"
+    # "added": those of all image updates of a class batch go into the first adjustment step of the next.
+    weight_gradients_of_image_updates: Literal["cleared", "added"] = "cleared"
     storage: Literal["png", "jpeg"] = "png"
 
 

@@ -4,7 +4,7 @@ import itertools
 import math
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -14,13 +14,13 @@ from tqdm import tqdm
 from dwa_core import augment, devices, guard, initialise, seeds
 from dwa_core.adjust import adjust_directed, adjust_random
 from dwa_core.batches import Resident, Streamed
-from dwa_core.batchnorm import BatchNormTerms, match_statistics
+from dwa_core.batchnorm import BatchNormTerms, match_statistics, measure_reference
 from dwa_core.devices import Compute
-from dwa_core.guard import LOSSES
 from dwa_core.recipe import Images, Recipe, SynthesisStage
 from dwa_core.training import Progress
 
 ADAM = {"betas": (0.5, 0.9), "eps": 1e-8}
+LOSSES = ("cross_entropy", "batchnorm_terms", "total", "learning_rate")  # of an iteration
 GPU_IMAGES = 100  # in flight at once, unless one batch alone has more
 
 
@@ -33,6 +33,7 @@ class ClassBatch:
     views: the augmentation of each iteration (`augment.draw_views`); their number is that of the iterations.
     image_gradient: added to the gradient of the first update (authors' code).
     reference_terms: (layers,), the BatchNorm terms that exploding ones are measured by.
+    weight_gradients: one per weight; what the image updates leave for the next class batch (authors' code).
     """
 
     images: torch.Tensor
@@ -40,6 +41,7 @@ class ClassBatch:
     views: torch.Tensor
     image_gradient: torch.Tensor | None = None
     reference_terms: torch.Tensor | None = None
+    weight_gradients: list[torch.Tensor] = field(default_factory=list)
 
 
 class ImageOptimisation:
@@ -66,6 +68,11 @@ class ImageOptimisation:
         self.labels, self.stage, self.precision, self.device = batch.labels, stage, precision, images.device
         self.network = devices.cast_weights(network, precision)
         self.terms_of = BatchNormTerms(match_statistics(network), stage.r_var)
+        self.weights = list(network.parameters()) if stage.weight_gradients_of_image_updates == "added" else []
+        self.weight_gradients = batch.weight_gradients
+        for weight in self.weights:
+            weight.requires_grad_(True)
+            self.weight_gradients.append(torch.zeros_like(weight, dtype=images.dtype))
         given = batch.reference_terms
         self.reference_terms = self.terms_of.reference_terms() if given is None else given
         mean, std = normalisation.mean, normalisation.distilled_std
@@ -98,7 +105,9 @@ class ImageOptimisation:
         cross_entropy = F.cross_entropy(logits.to(seen.dtype), self.labels)
         self.terms = self.terms_of()
         loss = cross_entropy + self.stage.r_bn * self.terms.sum()
-        (gradient,) = torch.autograd.grad(loss, self.images)
+        gradient, *of_weights = torch.autograd.grad(loss, [self.images, *self.weights])
+        for total, of_weight in zip(self.weight_gradients, of_weights, strict=True):
+            total.add_(of_weight)
         self.images.grad = gradient.add_(self.added_gradient)
         self.added_gradient.zero_()  # it was for the first update alone
         self.optimizer.step()
@@ -110,7 +119,7 @@ class ImageOptimisation:
 
     def check(self) -> None:
         """Raises DivergedError if the numbers have gone wrong; makes the host wait for the device."""
-        losses = self.losses[: int(self.iteration)]
+        losses = dict(zip(LOSSES, self.losses[: int(self.iteration)].T, strict=True))
         clamped = ((self.images <= self.black) | (self.images >= self.white)).float().mean()
         guard.check_synthesis(self.stage, losses, self.terms, self.reference_terms, clamped)
 
@@ -125,12 +134,12 @@ class ImageOptimisation:
         return {name: tensor.detach() for name, tensor in {**kept, **state}.items()}
 
 
-def optimise(batches: list[ImageOptimisation], progress: Progress, done: dict[str, torch.Tensor], state: dict) -> None:
+def optimise(batches: list[ImageOptimisation], progress: Progress, done: torch.Tensor, losses: dict) -> None:
     """Runs all iterations of `batches`, which are at the same one, side by side on a GPU.
 
     Args:
         progress: asked after every iteration whether to save, which it then does with all batches at the same one.
-        done, state: what is saved beside the batches.
+        done: the finished images, and `losses` those of the first class batch; both are saved beside the batches.
 
     Raises:
         DivergedError: the numbers of a batch have gone wrong; they are looked at every guard.CHECK_EVERY iterations.
@@ -146,8 +155,9 @@ def optimise(batches: list[ImageOptimisation], progress: Progress, done: dict[st
                 step.join()
                 batch.check()
         if due:
-            unfinished = {f"{n}.{name}": t for n, batch in enumerate(batches) for name, t in batch.tensors().items()}
-            progress.save(done | unfinished, state | {"unfinished": len(batches)})
+            unfinished = [batch for batch in batches if not batch.weights]  # the others are begun again
+            tensors = {f"{n}.{name}": t for n, batch in enumerate(unfinished) for name, t in batch.tensors().items()}
+            progress.save({"done": done, **tensors}, {"losses": losses, "unfinished": len(unfinished)})
 
 
 def synthesize(
@@ -179,7 +189,10 @@ def synthesize(
     stage, side, device = recipe.synthesis, recipe.images.side, compute.device
     total, per_batch = len(indices) * classes, min(recipe.synthesis.classes_per_batch, classes)
     done, losses_of_first, saved = torch.empty(0, side, side, 3, dtype=torch.uint8), {}, {}
-    at_once = max(1, GPU_IMAGES // per_batch) if device.type == "cuda" else 1
+    # In the authors' code on ImageNet-1K a class batch needs what the one before it leaves, in its last iteration too:
+    # so they are made one by one, and a run that stopped begins its ipc index again.
+    in_chain = stage.weight_gradients_of_image_updates == "added"
+    at_once = max(1, GPU_IMAGES // per_batch) if device.type == "cuda" and not in_chain else 1
     if (found := progress.load(device)) is not None:
         saved, state = found
         done, losses_of_first = saved.pop("done").cpu(), state["losses"]
@@ -187,11 +200,12 @@ def synthesize(
     bar = tqdm(desc=progress.label, unit="image", total=total, initial=len(done), file=sys.stdout)
 
     def attempt(size: int) -> None:
-        """One step of the adjustment and one iteration with `size` black images."""
+        """One step of the adjustment, if it is directed, and one iteration with `size` black images."""
         images = torch.zeros(size, 3, side, side, device=device).contiguous(memory_format=torch.channels_last)
         labels = torch.zeros(size, dtype=torch.long, device=device)
         views = augment.whole_views(torch.zeros(1, 2), side)
-        adjust_directed(devices.frozen_copy(teacher), images, labels, views[0], stage.rho, 1)
+        if stage.adjustment == "directed":
+            adjust_directed(devices.frozen_copy(teacher), images, labels, views[0], stage.rho, 1)
         batch = ClassBatch(images, labels, views)
         ImageOptimisation(devices.frozen_copy(teacher), batch, stage, recipe.images, compute.precision).step()
 
@@ -207,7 +221,7 @@ def synthesize(
                 number, key = name.split(".")
                 batches[int(number)].tensors()[key].copy_(tensor)
             saved = {}
-            optimise(batches, progress, {"done": done}, {"losses": losses_of_first})
+            optimise(batches, progress, done[: len(done) // classes * classes] if in_chain else done, losses_of_first)
         except RuntimeError as error:
             guard.raise_unless_out_of_memory(error)
             batches, saved = [], {}
@@ -249,7 +263,7 @@ def class_batches(
     for number, index in enumerate(indices):
         if (number + 1) * classes <= skip:
             continue
-        network = devices.frozen_copy(teacher)
+        network, left = devices.frozen_copy(teacher), []
         for start in range(0, classes, stage.classes_per_batch):
             is_done = number * classes + start < skip
             if stage.weights_between_class_batches == "restored":
@@ -268,21 +282,12 @@ def class_batches(
             if stage.adjustment == "random":
                 adjust_random(network, stage.rho, seeds.device_random(device, seeds.DIRECTION, *key))
             elif stage.adjustment == "directed":
-                gradient = adjust_directed(network, images, labels, views[0], stage.rho, stage.steps)
+                gradient = adjust_directed(network, images, labels, views[0], stage.rho, stage.steps, left)
             if not is_done:
                 if stage.image_gradient_after_adjustment == "cleared":
                     gradient = None
-                reference = terms_before_adjustment(teacher, images, views[0], stage.r_var)
-                yield devices.frozen_copy(network), ClassBatch(images, labels, views, gradient, reference)
-
-
-@torch.no_grad()
-def terms_before_adjustment(teacher: nn.Module, images: torch.Tensor, view: torch.Tensor, r_var: float) -> torch.Tensor:
-    """(layers,): the BatchNorm terms of the initial images, or of statistics of zero where those are larger.
-
-    A teacher of few epochs has running statistics that are far from those of any images.
-    """
-    twin = devices.frozen_copy(teacher)
-    terms_of = BatchNormTerms(match_statistics(twin), r_var)
-    twin(augment.apply_view(images, view))
-    return torch.maximum(terms_of(), terms_of.reference_terms())
+                seen = augment.apply_view(images, views[0])
+                reference = measure_reference(devices.frozen_copy(teacher), seen, stage.r_var)
+                batch = ClassBatch(images, labels, views, gradient, reference)
+                yield devices.frozen_copy(network), batch
+                left = batch.weight_gradients

@@ -1,13 +1,23 @@
 """Fixtures for every test file: a root of its own for each test, digits at 16 px, and a teacher trained once."""
 
 import os
+import shutil
+import subprocess
+import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 import datasets
 import pytest
 import torch
 
-from dwa_core import data, settings, teacher
+from dwa_core import devices
+from dwa_core.devices import Compute
+from dwa_core.errors import InputError
+from dwa_paper.runs import real, teachers
+from dwa_paper.settings import schema
+from dwa_paper.settings.presets import merge
+from dwa_paper.settings.schema import Setting
 
 # Networks as small as these run no faster on several threads, and far slower where cores are busy.
 torch.set_num_threads(1)
@@ -44,7 +54,13 @@ def cpu():
     return torch.device("cpu")
 
 
-def resolve_tiny(**differences) -> settings.Setting:
+@pytest.fixture(scope="session")
+def compute() -> Compute:
+    """What the tiny setting asks for."""
+    return devices.choose("cpu", "fp32")
+
+
+def resolve_tiny(**differences) -> Setting:
     # fp32 because "auto" takes bf16 on some CPUs, where small differences would vanish in the rounding.
     tiny = {
         "preset": "digits",
@@ -58,14 +74,14 @@ def resolve_tiny(**differences) -> settings.Setting:
         "synthesis": {"iterations": 4},
         "relabel": {"epochs": 3, "test_every": 1},
     }
-    return settings.resolve(settings.merged(tiny, differences))
+    return schema.resolve(merge(tiny, differences))
 
 
 @pytest.fixture(scope="session")
 def bare_record():
     """A function that returns a record of a setting in which every part is there and empty, with what is given."""
 
-    def made(setting: settings.Setting, **given) -> dict:
+    def made(setting: Setting, **given) -> dict:
         student = {"accuracy": {}, "curve": [], "teacher": {"artifact": "t"}, "distilled": {"artifact": "d"}}
         run = {"data": {}, "precision": "float32", "device": "cpu", "versions": {}}
         return {"setting": setting.recorded(), **student, **run, **given}
@@ -89,15 +105,24 @@ def shared_root(tmp_path_factory):
 def digits(shared_root, cpu):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DWA_ROOT", str(shared_root))
-        return data.load("digits", resolve_tiny().images, cpu)
+        return real.load("digits", resolve_tiny().images, cpu)
 
 
 @pytest.fixture(scope="session")
-def tiny_teacher(shared_root, digits, cpu):
+def tiny_teacher(shared_root, digits, compute):
     """The teacher of the tiny setting; differences in synthesis and relabel leave it the same."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DWA_ROOT", str(shared_root))
-        return teacher.train_or_load(resolve_tiny(), digits, cpu)
+        return teachers.load_or_train(resolve_tiny(), digits, compute)
+
+
+@pytest.fixture
+def algorithms():
+    """torch's global settings of its algorithms are put back."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    yield
+    torch.use_deterministic_algorithms(before[0])
+    torch.backends.cudnn.benchmark = before[1]
 
 
 @pytest.fixture(scope="session")
@@ -116,7 +141,7 @@ def refused():
 
     @contextmanager
     def check(*texts: str):
-        with pytest.raises(settings.InputError) as caught:
+        with pytest.raises(InputError) as caught:
             yield
         message = str(caught.value)
         assert len(message.splitlines()) == 1, message
@@ -124,3 +149,20 @@ def refused():
             assert text in message
 
     return check
+
+
+@pytest.fixture(scope="session")
+def checkout(tmp_path_factory) -> Path:
+    """A copy of the repository without its results, to run make in; the environment is this one."""
+    repository, folder = Path(__file__).resolve().parents[1], tmp_path_factory.mktemp("checkout")
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", ":!results", ":!figures"]
+    names = subprocess.run(listed, cwd=repository, capture_output=True, text=True, check=True).stdout
+    for name in filter(None, names.split("\0")):
+        if (repository / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(repository / name, folder / name)
+    (folder / ".venv" / "bin").mkdir(parents=True)
+    (folder / ".venv" / "installed").touch()
+    (folder / ".venv" / "bin" / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    (folder / ".venv" / "bin" / "python").chmod(0o755)
+    return folder

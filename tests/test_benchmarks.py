@@ -1,4 +1,4 @@
-"""Fast synthesis against the plain loop of benchmarks/, and bf16 against fp32: the same work with the same result."""
+"""Fast synthesis against the plain loop of benchmarks/, bf16 against fp32, and that the benchmarks run."""
 
 import sys
 from pathlib import Path
@@ -6,16 +6,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from dwa_core import augment, devices, initialise, models, settings
-from dwa_core.synthesize import ImageOptimisation, optimise
+from dwa_core import augment, devices, initialise, models
+from dwa_core.synthesis import ClassBatch, ImageOptimisation, optimise
+from dwa_core.training import Progress
+from dwa_paper.settings import schema
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+import bench
+import growth
 import plain
 
 
 @pytest.mark.parametrize("name", ["convnet-16", "resnet18"])
 def test_fast_and_plain_synthesis_agree_in_float64_after_ten_iterations(name):
-    setting = settings.resolve({"preset": "cifar100", "profile": "test", "name": "plain"})
+    setting = schema.resolve({"preset": "cifar100", "profile": "test", "name": "plain"})
     network = models.build(name, 10, "small", 16, seed=0).double()
     with torch.no_grad():
         for layer in network.modules():
@@ -27,10 +31,12 @@ def test_fast_and_plain_synthesis_agree_in_float64_after_ten_iterations(name):
     pixels = torch.rand(4, 3, 16, 16, dtype=torch.float64, generator=random)
     images = augment.normalise(pixels, setting.images.mean, setting.images.std)
     views = augment.draw_views(10, 16, setting.synthesis.roll, False, 0)
-    arguments = (images, torch.arange(4), views, setting.synthesis, setting.images.mean, setting.images.std)
-    *_, slow = plain.synthesis_steps(devices.frozen_copy(network), *arguments)
-    batch = ImageOptimisation(devices.frozen_copy(network), *arguments, torch.float64)
-    optimise([batch])
+    stage, mean, std = setting.synthesis, setting.images.mean, setting.images.std
+    class_batch = ClassBatch(images, torch.arange(4), views)
+    twin = devices.frozen_copy(network)
+    *_, slow = plain.synthesis_steps(twin, class_batch.images, class_batch.labels, views, stage, mean, std)
+    batch = ImageOptimisation(devices.frozen_copy(network), class_batch, stage, setting.images, torch.float64)
+    optimise([batch], Progress("test"), torch.empty(0), {})
     fast = batch.images.detach()
     assert (fast - slow).norm() <= 1e-9 * slow.norm()
     assert (fast - images).abs().max() > 0.1, "ten iterations move the images, or this compares nothing"
@@ -46,12 +52,31 @@ def test_losses_in_bf16_end_within_the_spread_of_three_seeds_in_fp32(digits, tin
         initial = augment.normalise(augment.to_unit_range(digits.train.pictures(chosen)), images.mean, images.std)
         views = augment.draw_views(stage.iterations, 16, [0, 2], False, seed)
         network = devices.frozen_copy(tiny_teacher.network)
-        labels = torch.arange(10)
-        batch = ImageOptimisation(network, initial, labels, views, stage, images.mean, images.std, precision)
-        optimise([batch])
+        class_batch = ClassBatch(initial, torch.arange(10), views)
+        batch = ImageOptimisation(network, class_batch, stage, images, precision)
+        optimise([batch], Progress("test"), torch.empty(0), {})
         return batch.losses[-30:, :2].mean(0)
 
     exact = torch.stack([last_losses(seed, torch.float32) for seed in range(3)])
     rough = last_losses(0, torch.bfloat16)
     spread = exact.max(0).values - exact.min(0).values
     assert ((rough - exact.mean(0)).abs() <= spread).all(), (rough, exact)
+
+
+@pytest.mark.parametrize("stage", ["synthesis", "teacher", "student"])
+def test_speed_of_the_plain_loop_and_of_ours_is_taken(stage, monkeypatch):
+    monkeypatch.setattr(bench, "REPEATS", 1)
+    case = (stage, "cifar10", "convnet-8", 20)
+    theirs, ours = bench.plain_seconds(case, with_loader=False), bench.our_seconds(case)
+    for taken in (theirs, ours):
+        assert 0 < taken["seconds"] < 10
+        assert taken["peak_memory_mb"] > 0
+    assert ours["flop"] > 0
+
+
+def test_growth_is_taken(monkeypatch):
+    monkeypatch.setattr(growth, "REPEATS", 1)
+    monkeypatch.setattr(growth, "NETWORK", "convnet-8")
+    taken = growth.grow(2, 10, 32, 5)
+    assert taken["images"] == 20
+    assert taken["seconds per image"] > 0

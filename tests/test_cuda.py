@@ -6,7 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from dwa_core import augment, batches, batchnorm, data, devices, initialise, models, relabel, store, synthesize, teacher
+from dwa_core import augment, batches, batchnorm, devices, initialise, models, synthesis
+from dwa_core.devices import Compute
+from dwa_core.synthesis import ClassBatch, ImageOptimisation, class_batches, optimise, synthesize
+from dwa_core.training import Batches, Progress, fit
+from dwa_paper.runs import real, sets, students, teachers
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import plain
@@ -14,6 +18,7 @@ import plain
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU here")
 
 CUDA = torch.device("cuda")
+NOTHING_DONE = torch.empty(0)
 
 
 @pytest.mark.parametrize("precision", ["auto", "fp32"])
@@ -23,20 +28,22 @@ def test_teacher_dwa_and_student_run_on_the_gpu(precision, tiny_setting, own_roo
         device="cuda",
         precision=precision,
         ipc=2,
+        images={"side": 8},  # digits are 8x8 anyway
         teacher={"epochs": 3, "optimizer": "adamw", "learning_rate": 0.001},
         synthesis={"iterations": 5, "classes_per_batch": 5},
         relabel={"epochs": 2},
     )
-    device = devices.choose_device(setting.device)
-    found = data.load("digits", setting.images, device)
+    compute = devices.choose(setting.device, setting.precision)
+    found = real.load("digits", setting.images, compute.device)
     assert found.train.images_uint8.device.type == "cuda"
-    trained = teacher.train_or_load(setting, found, device)
+    trained = teachers.load_or_train(setting, found, compute)
     assert trained.record["accuracy"]["top1"] > 50
-    distilled = synthesize.synthesize_or_load(setting, found, trained, device)
-    assert distilled.images_uint8.shape == (20, 16, 16, 3)
-    assert torch.isfinite(torch.tensor(distilled.record["losses_first_batch"])).all()
-    record = relabel.evaluate(setting, found, trained, distilled, device)
-    assert record["device"] == torch.cuda.get_device_name(device)
+    distilled = sets.load_or_synthesize(setting, found, trained, compute)
+    assert distilled.images_uint8.shape == (20, 8, 8, 3)
+    losses = distilled.record["losses_first_batch"]
+    assert torch.isfinite(torch.tensor(list(losses.values()))).all()
+    record = students.evaluate(setting, found, [found], [trained], [distilled], compute)
+    assert record["device"] == torch.cuda.get_device_name(compute.device)
     assert torch.isfinite(torch.tensor([entry["loss"] for entry in record["curve"]])).all()
     assert setting.record_path().is_file()
 
@@ -72,11 +79,9 @@ def test_fp32_synthesis_on_the_gpu_is_that_of_the_cpu(digits, tiny_teacher, tiny
     results = []
     for device in (cpu, CUDA):
         network = devices.on_device(devices.frozen_copy(tiny_teacher.network), device)
-        labels = torch.arange(10, device=device)
-        batch = synthesize.ImageOptimisation(
-            network, initial.to(device), labels, views, stage, images.mean, images.std, torch.float32
-        )
-        synthesize.optimise([batch])
+        class_batch = ClassBatch(initial.to(device), torch.arange(10, device=device), views)
+        batch = ImageOptimisation(network, class_batch, stage, images, torch.float32)
+        optimise([batch], Progress("test"), NOTHING_DONE, {})
         results.append((batch.images.detach().cpu(), batch.losses.cpu()))
     (cpu_images, cpu_losses), (gpu_images, gpu_losses) = results
     torch.testing.assert_close(gpu_losses, cpu_losses, rtol=1e-3, atol=1e-5)
@@ -84,33 +89,63 @@ def test_fp32_synthesis_on_the_gpu_is_that_of_the_cpu(digits, tiny_teacher, tiny
 
 
 @pytest.mark.usefixtures("full_fp32")
-def test_fast_and_plain_synthesis_agree_on_the_gpu(tiny_setting):
+def test_fast_and_plain_synthesis_agree_on_the_gpu(tiny_teacher, tiny_setting):
     """Ten iterations in fp32, replayed from a CUDA graph after the first three, against benchmarks/plain.py."""
     stage, images = (setting := tiny_setting()).synthesis, setting.images
-    network = devices.on_device(models.build("resnet18", 10, "small", 16, seed=0), CUDA).eval().requires_grad_(False)
+    network = devices.on_device(devices.frozen_copy(tiny_teacher.network), CUDA)
     random = torch.Generator().manual_seed(0)
     initial = augment.normalise(torch.rand(10, 3, 16, 16, generator=random), images.mean, images.std).to(CUDA)
-    views = augment.draw_views(10, 16, [0, 2], False, 0)
-    arguments = (initial, torch.arange(10, device=CUDA), views, stage, images.mean, images.std)
-    *_, slow = plain.synthesis_steps(devices.frozen_copy(network), *arguments)
-    batch = synthesize.ImageOptimisation(devices.frozen_copy(network), *arguments, torch.float32)
-    synthesize.optimise([batch])
+    views, labels = augment.draw_views(10, 16, [0, 2], False, 0), torch.arange(10, device=CUDA)
+    twin = devices.frozen_copy(network)
+    *_, slow = plain.synthesis_steps(twin, initial, labels, views, stage, images.mean, images.std)
+    batch = ImageOptimisation(network, ClassBatch(initial, labels, views), stage, images, torch.float32)
+    optimise([batch], Progress("test"), NOTHING_DONE, {})
     assert (batch.images - slow).norm() < 1e-3 * slow.norm()
 
 
 @pytest.mark.usefixtures("full_fp32")
 def test_batches_side_by_side_on_the_gpu_end_as_they_do_one_after_the_other(tiny_teacher, tiny_setting):
     setting = tiny_setting(ipc=3, synthesis={"iterations": 10})
-    digits_there = data.load("digits", setting.images, CUDA)
-    drawn = initialise.draw_real(digits_there.train, 10, 3, seed=0)
+    digits_there = real.load("digits", setting.images, CUDA)
     teacher_there = devices.on_device(devices.frozen_copy(tiny_teacher.network), CUDA)
-    together = list(synthesize.prepare(setting, digits_there, teacher_there, CUDA, drawn, range(3), skip=0))
-    apart = list(synthesize.prepare(setting, digits_there, teacher_there, CUDA, drawn, range(3), skip=0))
-    synthesize.optimise(together)
+
+    def prepared():
+        pairs = class_batches(setting, digits_there.train, 10, teacher_there, CUDA, range(3), skip=0)
+        return [ImageOptimisation(*pair, setting.synthesis, setting.images, torch.float32) for pair in pairs]
+
+    together, apart = prepared(), prepared()
+    optimise(together, Progress("together"), NOTHING_DONE, {})
     for one, other in zip(apart, together, strict=True):
         for _ in range(setting.synthesis.iterations):
             one.step()
         assert (one.images - other.images).norm() < 1e-3 * one.images.norm()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUDA error: out of memory")],
+    ids=["allocation", "graph"],
+)
+def test_of_batches_side_by_side_half_as_many_are_tried_where_memory_runs_out(
+    error, tiny_teacher, tiny_setting, monkeypatch
+):
+    setting = tiny_setting(ipc=4)
+    train = real.load("digits", setting.images, CUDA).train
+    teacher_there = devices.on_device(devices.frozen_copy(tiny_teacher.network), CUDA)
+    tried = []
+
+    def optimise_where_there_is_room(batches, *rest):
+        tried.append(len(batches))
+        if len(batches) > 2:
+            batches[0].step()
+            raise error
+        optimise(batches, *rest)
+
+    monkeypatch.setattr(synthesis, "optimise", optimise_where_there_is_room)
+    monkeypatch.setattr(synthesis, "GPU_IMAGES", 40)
+    images, _ = synthesize(setting, train, 10, teacher_there, Compute(CUDA, torch.float32), Progress("test"))
+    assert tried == [4, 2, 2]
+    assert images.shape == (40, 16, 16, 3)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
@@ -124,20 +159,16 @@ def test_training_by_a_graph_is_training_step_by_step(optimizer, digits, tiny_se
     for warm_up in (devices.Graphed.WARM_UP, 10**9):
         monkeypatch.setattr(devices.Graphed, "WARM_UP", warm_up)
         network = devices.on_device(models.build("convnet-16", 10, "small", 16, seed=0), CUDA)
-        curve = teacher.fit(
-            network,
-            stage,
-            batches=lambda epoch: split.train_batches(stage, [0.3] * 3, [0.4] * 3, epoch),
-            batch_loss=lambda inputs, labels, network=network: torch.nn.functional.cross_entropy(
-                network(inputs), labels
-            ),
-            test_batches=lambda: split.test_batches([0.3] * 3, [0.4] * 3),
-            device=CUDA,
-            precision=torch.float32,
-            checkpoint=store.Checkpoint(f"graph-{optimizer}-{warm_up}"),
-            label="test",
+        images_and_labels = Batches(
+            train=lambda epoch: split.train_batches(stage, [0.3] * 3, [0.4] * 3, epoch),
+            test=lambda: split.test_batches([0.3] * 3, [0.4] * 3),
             key=(0,),
         )
+
+        def batch_loss(inputs, labels, network=network):
+            return torch.nn.functional.cross_entropy(network(inputs), labels)
+
+        curve = fit(network, stage, images_and_labels, batch_loss, Compute(CUDA, torch.float32), Progress("test"))
         losses.append([entry["loss"] for entry in curve])
     assert losses[0] == pytest.approx(losses[1], rel=1e-2)
 
@@ -147,7 +178,7 @@ def test_bf16_ends_within_the_spread_of_three_seeds_in_fp32(tiny_setting, own_ro
 
     All share the teacher of the first seed: another teacher's losses would be others.
     """
-    teachers = []
+    shared = []
 
     def run(seed: int, precision: str) -> tuple[float, float, float]:
         setting = tiny_setting(
@@ -160,14 +191,15 @@ def test_bf16_ends_within_the_spread_of_three_seeds_in_fp32(tiny_setting, own_ro
             synthesis={"iterations": 1000, "seed": seed},
             relabel={"epochs": 100},
         )
-        device = devices.choose_device("cuda")
-        digits = data.load("digits", setting.images, device)
-        trained = teachers[0] if teachers else teacher.train_or_load(setting, digits, device)
-        teachers.append(trained)
-        distilled = synthesize.synthesize_or_load(setting, digits, trained, device)
-        record = relabel.evaluate(setting, digits, trained, distilled, device)
-        cross_entropy, terms, *_ = torch.tensor(distilled.record["losses_first_batch"])[-100:].mean(0).tolist()
-        return cross_entropy, terms, record["accuracy"]["last"]
+        compute = devices.choose("cuda", precision)
+        digits = real.load("digits", setting.images, compute.device)
+        trained = shared[0] if shared else teachers.load_or_train(setting, digits, compute)
+        shared.append(trained)
+        distilled = sets.load_or_synthesize(setting, digits, trained, compute)
+        record = students.evaluate(setting, digits, [digits], [trained], [distilled], compute)
+        losses = distilled.record["losses_first_batch"]
+        last = [sum(losses[name][-100:]) / 100 for name in ("cross_entropy", "batchnorm_terms")]
+        return *last, record["accuracy"]["last"]
 
     exact = torch.tensor([run(seed, "fp32") for seed in range(3)])
     rough = torch.tensor(run(0, "bf16"))

@@ -1,4 +1,4 @@
-"""The commands of docs/, each run in a copy of the repository, page by page in their order."""
+"""The README and docs/: links lead somewhere, and the commands of the how-tos run in a copy of the repository."""
 
 import os
 import re
@@ -9,13 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from dwa_core import data, settings
+from dwa_paper.runs import sources
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-PAGES = sorted((REPOSITORY / "docs").glob("*.md"))
+PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+# In an order in which each page finds what an earlier one leaves, as fleet.md finds the settings of one's own images.
+HOW_TOS = ["own-data.md", "share.md", "watch.md", "fleet.md"]
 # What a command needs that may not be installed.
 EXTRAS = {"ENGINE=ray": "ray", "benchmarks/fleet.py": "ray", "DWA_TENSORBOARD": "tensorboard"}
 
@@ -45,17 +46,11 @@ def copy(tmp_path_factory):
             Image.fromarray(random.integers(low, low + 100, (32, 32, 3), dtype=np.uint8)).save(
                 copy / "pictures" / name / f"{index}.png"
             )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DWA_ROOT", str(copy / "elsewhere"))
-        digits = data.load("digits", settings.resolve({"preset": "digits", "profile": "x", "name": "x"}).images, CPU)
+    digits = sources.read_digits(side=16)["train"]
     for label in range(10):
         (copy / "theirs" / str(label)).mkdir(parents=True)
-        first = digits.train.images_uint8[(digits.train.labels == label).nonzero()[0, 0]]
-        Image.fromarray(first.numpy()).save(copy / "theirs" / str(label) / "0.png")
+        digits[digits["label"][:].index(label)]["image"].save(copy / "theirs" / str(label) / "0.png")
     return copy
-
-
-CPU = torch.device("cpu")
 
 
 def run(command: str, copy: Path) -> str:
@@ -68,8 +63,7 @@ def run(command: str, copy: Path) -> str:
     return done.stdout
 
 
-# In an order in which each page finds what an earlier one leaves, as fleet.md finds the settings of one's own images.
-@pytest.mark.parametrize("page", ["own-data.md", "share.md", "watch.md", "fleet.md"])
+@pytest.mark.parametrize("page", HOW_TOS)
 def test_commands_of_the_page_run(page, copy, quick_ray):
     missing = []
     for language, content in blocks(page):
@@ -90,10 +84,25 @@ def test_commands_of_the_page_run(page, copy, quick_ray):
         pytest.skip(f"not installed: {', '.join(missing)}; the page's other commands ran")
 
 
-def test_every_page_is_run():
-    assert {path.name for path in PAGES} == {"own-data.md", "share.md", "watch.md", "fleet.md"}
-    for page in PAGES:
-        assert {language for language, _ in blocks(page.name)} <= {"sh", "python", "yaml"}
+def test_pages_with_commands_are_run():
+    for page in HOW_TOS:
+        assert {language for language, _ in blocks(page)} <= {"sh", "python", "yaml"}
+    for page in (REPOSITORY / "docs").glob("*.md"):
+        assert page.name in HOW_TOS or "sh" not in {language for language, _ in blocks(page.name)}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files(page):
+    links = re.findall(r"\]\((?!https?:)([^)#]+)(?:#(L\d+)?[^)]*)?\)|src=\"([^\"]+)\"", page.read_text())
+    for link, line, picture in links:
+        target = page.parent / (link or picture)
+        assert target.exists(), f"{page.name}: {target}"
+        if line:
+            assert "move(parameters, gradients" in target.read_text().splitlines()[int(line[1:]) - 1]
+
+
+def test_readme_is_short():
+    assert len((REPOSITORY / "README.md").read_text().splitlines()) <= 130
 
 
 def test_slurm_script_is_a_shell_script_with_the_options_that_ray_has():

@@ -1,4 +1,4 @@
-"""Distilled sets made elsewhere, as folders of Parquet or of images: read, and put in our order."""
+"""Distilled sets of others, as folders of Parquet or of images: read, and put in our order."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from dwa_paper.settings.schema import shown
 
 
 def read_external(path: Path, name: str, classes: list[str], ipc: int, side: int) -> torch.Tensor:
-    """The images of a distilled set made elsewhere, ordered by ipc index and then class.
+    """The images of an external distilled set, ordered by ipc index and then class.
 
     Args:
         path: a folder of Parquet files with an image and a label column, or of CLASS/IMAGE files, either of them
@@ -23,8 +23,9 @@ def read_external(path: Path, name: str, classes: list[str], ipc: int, side: int
     Raises:
         InputError: it cannot be read, its classes are others, or a class does not have `ipc` images.
     """
-    table, theirs = open_external(path)
+    table = open_external(path)
     labels = torch.tensor(table["label"][:])
+    theirs = getattr(table.features["label"], "names", None)
     if theirs is not None and set(theirs) == set(classes):
         labels = torch.tensor([classes.index(label) for label in theirs])[labels]
     elif theirs is not None and len(theirs) != len(classes):
@@ -42,33 +43,28 @@ def read_external(path: Path, name: str, classes: list[str], ipc: int, side: int
     return pictures[by_class.T.flatten()]
 
 
-def checksums(path: Path) -> str:
-    """What tells the set in the folder `path` from any other: a digest of the names and SHA-256 of its files.
+def digest_folder(path: Path) -> str:
+    """What identifies the set in the folder `path`: a digest of the names and SHA-256 of its files.
 
     Raises:
         InputError: there is no such folder.
     """
-    check_folder(path)
+    if not path.is_dir():
+        raise InputError(f"distilled: {path} is not a folder")
     return store.digest(store.file_checksums(path))
 
 
-def check_folder(path: Path) -> None:
+def open_external(path: Path) -> datasets.Dataset:
+    """A table with columns image and label, whose label column may lack the names of the classes."""
     if not path.is_dir():
         raise InputError(f"distilled: {path} is not a folder")
-
-
-def open_external(path: Path) -> tuple[datasets.Dataset, list[str] | None]:
-    """A table with columns image and label, and the names of its classes where it has them."""
-    check_folder(path)
-    places = [place for place in (path, path / "train", path / "data") if place.is_dir()]
-    for place in places:
+    for place in (path, path / "train", path / "data"):
         files = sorted(place.glob("train*.parquet")) or sorted(place.glob("*.parquet"))
         if files:
-            table = datasets.load_dataset("parquet", data_files=[str(file) for file in files], split="train")
-            table = sources.two_columns(path.name, table)
-            feature = table.features["label"]
-            return table, feature.names if isinstance(feature, datasets.ClassLabel) else None
-    # The deepest place that holds class folders: a folder with train/ alone is no set of one class.
-    place = path / "train" if (path / "train").is_dir() else path
-    table = sources.open_tree(place)
-    return table, table.features["label"].names
+            try:
+                table = datasets.load_dataset("parquet", data_files=[*map(str, files)], split="train")
+            except Exception as error:  # pyarrow's and datasets' own kinds
+                raise InputError(f"distilled: {path} cannot be read; {sources.summarise(error)}") from None
+            return sources.select_columns(path.name, table)
+    # A folder that holds train/ alone is no set of one class.
+    return sources.open_tree(path / "train" if (path / "train").is_dir() else path)

@@ -105,3 +105,22 @@ def artifacts_called_for(setting: Setting, data_recorded: dict) -> list[str]:
 def artifacts_named(record: dict) -> list[str]:
     """The names of the teacher and then the distilled set of each task that `record` stands on."""
     return [student[part]["artifact"] for student in students(record) for part in ("teacher", "distilled")]
+
+
+def artifacts_of_profile(profile: str, methods: tuple[str, ...]) -> dict[tuple[str, str], list[str]]:
+    """Kind and name of each teacher that records of `profile` name, and of each distilled set made by one of `methods`.
+
+    Returns: the names of those records by artifact. Of a record that cannot be read, a printed line says so.
+    """
+    named = {}
+    for path in record_paths(profile):
+        try:
+            record = read_record(path)
+        except InputError as error:
+            print(error)
+            continue
+        for student in students(record):
+            named.setdefault(("teachers", student["teacher"]["artifact"]), []).append(path.name)
+            if record["setting"]["method"] in methods:
+                named.setdefault(("distilled", student["distilled"]["artifact"]), []).append(path.name)
+    return named

@@ -12,8 +12,7 @@ from PIL import Image
 from dwa_core import initialise
 from dwa_core.batches import Resident
 from dwa_core.devices import Compute
-from dwa_core.guard import LOSSES
-from dwa_core.synthesis import synthesize
+from dwa_core.synthesis import LOSSES, synthesize
 from dwa_paper.runs import external, stop, store
 from dwa_paper.runs.checkpoint import Checkpoint
 from dwa_paper.runs.real import ImageData
@@ -57,7 +56,7 @@ def describe(setting: Setting, data_fingerprint: str, teacher_artifact: str) -> 
     if setting.method == "random-real":
         described |= {"seed": stage.seed, "storage": stage.storage}
     elif setting.method == "external":
-        described |= {"files": external.checksums(external_folder(setting))}
+        described |= {"files": external.digest_folder(external_folder(setting))}
     else:
         described |= {
             "mean": setting.images.mean,
@@ -108,7 +107,8 @@ def synthesize_and_store(
     with store.new_artifact("distilled", name) as folder:
         write_parquet(pictures, data.classes, folder / PARQUET, stage.storage)
         (folder / "README.md").write_text(dataset_card(setting, name))
-        store.finish(folder, described, checkpoint.seconds(), compute, losses_first_batch=losses)
+        about = store.provenance(compute) | {"seconds": checkpoint.seconds(), "losses_first_batch": losses}
+        store.seal(folder, described, **about)
     for unfinished in (checkpoint, *parts):
         unfinished.remove()
 

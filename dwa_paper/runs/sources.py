@@ -10,102 +10,98 @@ import numpy as np
 from PIL import Image
 
 from dwa_core.errors import InputError
+from dwa_paper.settings.datasets import DATASETS
 
-HUB = {
-    "cifar10": "uoft-cs/cifar10",
-    "cifar100": "uoft-cs/cifar100",
-    "tiny-imagenet": "zh-plus/tiny-imagenet",
-    "imagenet-1k": "ILSVRC/imagenet-1k",
-}
-# How to get at what the hub does not give to everybody.
-GATED = {
-    "imagenet-1k": "accept its terms at https://huggingface.co/datasets/ILSVRC/imagenet-1k and log in with "
-    "`.venv/bin/hf auth login`, or let DWA_DATA name the folder that holds imagenet-1k/train/CLASS/ and "
-    "imagenet-1k/val/CLASS/",
-}
-RESIDENT_SIDE = 64  # pixels; larger images stay in their files, and those are not read whole to tell them apart
+RESIDENT_SIDE = 64  # pixels; larger images stay in their files, which are then not read whole to identify them
 TEST_SHARE = 0.2  # of the images of a folder without a test part
-# What a part may be called, in the order in which it is looked for. Validation before test: ImageNet keeps the labels
-# of its test part back.
+# Names of a part in the order of preference. Validation before test: ImageNet's test part has no labels.
 PARTS = {"train": ["train"], "test": ["valid", "val", "validation", "test"]}
 
 datasets.disable_progress_bars()
-huggingface_hub.logging.set_verbosity_error()  # where there is no network, the last try's error says all
+huggingface_hub.logging.set_verbosity_error()  # without a network, the last try's error says all
 
 
 def open_parts(name: str, side: int) -> tuple[dict[str, datasets.Dataset], list]:
-    """Training and test part with columns image and label, and what tells this source from any other."""
+    """Training and test part with columns image and label, and what identifies their source."""
     if name == "digits":
-        return digits(side), ["digits", "scikit-learn"]
+        return read_digits(side), ["digits", "scikit-learn"]
     base = os.environ.get("DWA_DATA")
     folder = Path(base) / name if base else None
     if folder is not None and folder.is_dir():
         return open_folder(name, folder, side)
     where = f"there is no folder {folder}" if folder else "DWA_DATA is not set"
-    if name not in HUB:
-        raise InputError(f"dataset: {name!r} cannot be found; {where}, and the hub's are {', '.join(HUB)}")
+    hub = {known: row for known, row in DATASETS.items() if row.hub}
+    if name not in hub:
+        raise InputError(f"dataset: {name!r} cannot be found; {where}, and the hub has only {', '.join(hub)}")
+    address, access = hub[name].hub, hub[name].access
     try:
-        found = datasets.load_dataset(HUB[name])
+        found = datasets.load_dataset(address)
     except Exception as error:  # the hub's client raises many kinds: connection, gated, missing
-        access = f"; {GATED[name]}" if name in GATED else ""
-        raise InputError(
-            f"dataset: {name!r} cannot be had from the hub ({HUB[name]}), and {where}; {first_line(error)}{access}"
-        ) from None
-    held_out = next(part for part in PARTS["test"] if part in found)
-    parts = {"train": found["train"], "test": found[held_out]}
+        reason = "; ".join(filter(None, (where, summarise(error), access)))
+        raise InputError(f"dataset: {name!r} cannot be downloaded from the hub ({address}); {reason}") from None
+    parts = {"train": found["train"], "test": next(found[part] for part in PARTS["test"] if part in found)}
     # The cache's file names hold the revision of the hub's files.
     source = [Path(file["filename"]).parts[-3:] for part in parts.values() for file in part.cache_files]
-    return {part: named_columns(name, dataset) for part, dataset in parts.items()}, [HUB[name], source]
+    return check_parts(name, parts), [address, source]
 
 
-def first_line(error: Exception) -> str:
+def summarise(error: Exception) -> str:
+    """The first line of its message, or its kind where it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def open_folder(name: str, folder: Path, side: int) -> tuple[dict[str, datasets.Dataset], list]:
-    """Parquet files train* and test* (or val*), or ImageFolder trees train/ and test/ (or val/, validation/).
+    """As `open_parts`: Parquet files train* and test* (or val*), or ImageFolder trees train/ and test/ (or val*/).
 
     Where there are both, validation is what is tested on, as on the hub's ImageNet-1K. Of a plain tree CLASS/IMAGE,
     every fifth image of each class, drawn by seed 0, is the test part.
     """
-    if folder_is_plain(folder):
+    if is_plain_tree(folder):
         return split_tree(name, folder)
     parts, source = {}, []
     for part, names in PARTS.items():
         groups = [sorted(folder.glob(f"{beginning}*.parquet")) for beginning in names]
         parquet = next((files for files in groups if files), [])
         trees = [path for beginning in names for path in sorted(folder.glob(f"{beginning}*")) if path.is_dir()]
+        if not parquet and not trees:
+            raise InputError(
+                f"dataset: {folder} has no {part} part; expected {part}-*.parquet or {part}/CLASS/IMAGE files"
+            )
         try:
             if parquet:
-                files = [str(path) for path in parquet]
-                parts[part] = datasets.load_dataset("parquet", data_files=files, split="train")
-                source += [file_identity(path, side) for path in parquet]
-            elif trees:
-                parts[part] = open_tree(trees[0])
-                source += [
-                    (str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns)
-                    for path in sorted(trees[0].rglob("*"))
-                    if path.is_file()
-                ]
+                parts[part] = datasets.load_dataset("parquet", data_files=[*map(str, parquet)], split="train")
+                source += [identify_parquet(path, side) for path in parquet]
             else:
-                raise InputError(
-                    f"dataset: {folder} has no {part} part; expected {part}-*.parquet or {part}/CLASS/IMAGE files"
-                )
+                parts[part] = open_tree(trees[0])
+                source += identify_images(folder, [path for path in sorted(trees[0].rglob("*")) if path.is_file()])
         except InputError:
             raise
         except Exception as error:  # pyarrow's and datasets' own kinds
-            raise InputError(f"dataset: the {part} part of {folder} cannot be read; {first_line(error)}") from None
-    parts = {part: named_columns(name, dataset) for part, dataset in parts.items()}
-    names = {part: dataset.features["label"].names for part, dataset in parts.items()}
-    if names["train"] != names["test"]:
-        odd = sorted(set(names["train"]) ^ set(names["test"]))
-        where = f"{odd[0]!r} is in the {'train' if odd[0] in names['train'] else 'test'} part alone" if odd else "order"
-        raise InputError(f"dataset: {folder}: train and test part do not have the same classes: {where}")
-    return parts, source
+            raise InputError(f"dataset: the {part} part of {folder} cannot be read; {summarise(error)}") from None
+    return check_parts(name, parts), source
 
 
-def file_identity(path: Path, side: int) -> str:
-    """SHA-256 of a Parquet file; where images stream, of its size and its last MB, which says where everything lies.
+def check_parts(name: str, parts: dict[str, datasets.Dataset]) -> dict[str, datasets.Dataset]:
+    """`parts` with columns image and label alone; the label columns must name their classes, both the same."""
+    parts = {part: select_columns(name, dataset) for part, dataset in parts.items()}
+    for dataset in parts.values():
+        if not isinstance(dataset.features["label"], datasets.ClassLabel):
+            raise InputError(f"dataset: {name}: the label column does not name its classes (ClassLabel)")
+    train, test = (dataset.features["label"].names for dataset in parts.values())
+    if train != test:
+        odd = sorted(set(train) ^ set(test))
+        where = f"{odd[0]!r} is in the {'train' if odd[0] in train else 'test'} part alone" if odd else "order"
+        raise InputError(f"dataset: {name}: train and test part do not have the same classes: {where}")
+    return parts
+
+
+def identify_images(folder: Path, files: list[Path]) -> list[tuple]:
+    """Name, size and date of each of `files`, which lie under `folder`."""
+    return [(str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+
+
+def identify_parquet(path: Path, side: int) -> str:
+    """SHA-256 of the file; where images stream, of its size and its last MB, which says where everything lies.
 
     ImageNet-1K has some 150 GB, and every run begins with this.
     """
@@ -117,10 +113,10 @@ def file_identity(path: Path, side: int) -> str:
         return hashlib.sha256(f"{size} ".encode() + stream.read()).hexdigest()
 
 
-def folder_is_plain(folder: Path) -> bool:
-    """Whether it holds class folders with images rather than parts of a data set.
+def is_plain_tree(folder: Path) -> bool:
+    """Whether it holds class folders with images, not parts of a data set.
 
-    A class may be called "train" or "valley" too: what begins as a part's name does is a part if it holds folders.
+    A class may be called "train" or "valley" too: a folder whose name begins as a part's is one if it holds folders.
     """
     names = tuple(name for part in PARTS.values() for name in part)
     if any(path for name in names for path in folder.glob(f"{name}*.parquet")):
@@ -132,7 +128,7 @@ def folder_is_plain(folder: Path) -> bool:
 
 
 def split_tree(name: str, folder: Path) -> tuple[dict[str, datasets.Dataset], list]:
-    """The two parts of a plain tree, and what tells it from any other.
+    """The two parts of a plain tree, and what identifies it.
 
     Raises:
         InputError: there are no images, or too few to leave every class one of each part.
@@ -141,11 +137,10 @@ def split_tree(name: str, folder: Path) -> tuple[dict[str, datasets.Dataset], li
     try:
         split = whole.train_test_split(test_size=TEST_SHARE, stratify_by_column="label", seed=0)
     except ValueError as error:
-        raise InputError(f"dataset: {name}: no test part can be split off; {first_line(error)}") from None
+        raise InputError(f"dataset: {name}: no test part can be split off; {summarise(error)}") from None
     print(f"{name}: no test part, so {len(split['test'])} of the {len(whole)} images are kept for testing")
     files = [Path(image["path"]) for image in whole.cast_column("image", datasets.Image(decode=False))["image"]]
-    source = [(str(file.relative_to(folder)), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return {"train": split["train"], "test": split["test"]}, source
+    return {"train": split["train"], "test": split["test"]}, identify_images(folder, files)
 
 
 def open_tree(tree: Path) -> datasets.Dataset:
@@ -167,28 +162,20 @@ def open_tree(tree: Path) -> datasets.Dataset:
     return datasets.Dataset.from_dict({"image": files, "label": labels}, features=features)
 
 
-def named_columns(name: str, dataset: datasets.Dataset) -> datasets.Dataset:
-    """As `two_columns`, and the label column must name its classes."""
-    dataset = two_columns(name, dataset)
-    if not isinstance(dataset.features["label"], datasets.ClassLabel):
-        raise InputError(f"dataset: {name}: the label column does not name its classes (ClassLabel)")
-    return dataset
-
-
-def two_columns(name: str, dataset: datasets.Dataset) -> datasets.Dataset:
+def select_columns(name: str, dataset: datasets.Dataset) -> datasets.Dataset:
     """`dataset` with its image column called image and its label column called label, and no others."""
     chosen = {}
     for wanted, possible in {"image": ("image", "img"), "label": ("fine_label", "label")}.items():
-        found = [column for column in possible if column in dataset.column_names]
-        if not found:
+        found = next((column for column in possible if column in dataset.column_names), None)
+        if found is None:
             raise InputError(
                 f"dataset: {name} has no column {' or '.join(possible)}; its columns: {', '.join(dataset.column_names)}"
             )
-        chosen[found[0]] = wanted
-    return dataset.select_columns(list(chosen)).rename_columns({k: v for k, v in chosen.items() if k != v})
+        chosen[found] = wanted
+    return dataset.select_columns(list(chosen)).rename_columns(chosen)
 
 
-def digits(side: int) -> dict[str, datasets.Dataset]:
+def read_digits(side: int) -> dict[str, datasets.Dataset]:
     """scikit-learn's 1,797 handwritten digits of 8x8 px: 1,297 for training and 500 for testing, enlarged."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split

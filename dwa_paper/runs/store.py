@@ -7,6 +7,7 @@ is looked at second, so that every number of a table shares one teacher.
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import shutil
@@ -19,7 +20,7 @@ from errno import ENOLCK, ENOSYS, EOPNOTSUPP
 from pathlib import Path
 
 import torch
-from filelock import BaseFileLock, FileLock, SoftFileLease, Timeout
+from filelock import FileLock, SoftFileLease, Timeout
 from safetensors import SafetensorError
 
 from dwa_core.devices import Compute
@@ -166,28 +167,24 @@ def lock(kind: str, name: str):
         StoppedError: the time budget was used up while waiting.
     """
     path = root() / "artifacts" / kind / f".{name}.lock"
-    seconds = stop.seconds_left()
-    timeout = -1 if seconds == float("inf") else seconds
+    timeout = -1 if math.isinf(stop.seconds_left()) else stop.seconds_left()
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        held = FileLock(path, timeout, fallback_to_soft=False)
         try:
-            held = acquired(FileLock(path, timeout, fallback_to_soft=False))
-        except OSError as error:
-            if error.errno not in (ENOSYS, EOPNOTSUPP, ENOLCK):
-                raise
-            held = acquired(SoftFileLease(path.with_suffix(".lease"), timeout=timeout, lease_duration=LEASE_SECONDS))
+            try:
+                held.acquire()
+            except OSError as error:
+                if error.errno not in (ENOSYS, EOPNOTSUPP, ENOLCK):
+                    raise
+                held = SoftFileLease(path.with_suffix(".lease"), timeout=timeout, lease_duration=LEASE_SECONDS)
+                held.acquire()
+        except Timeout:
+            raise StoppedError(stop.reason()) from None
     try:
         yield
     finally:
         held.release()
-
-
-def acquired(file_lock: BaseFileLock) -> BaseFileLock:
-    try:
-        file_lock.acquire()
-    except Timeout:
-        raise StoppedError(stop.reason()) from None
-    return file_lock
 
 
 @contextmanager
@@ -211,13 +208,12 @@ def new_artifact(kind: str, name: str):
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def finish(folder: Path, described: dict, seconds: float, compute: Compute, **more) -> None:
-    """Seals the artifact in `folder` with all that a reader wants to know; `described` is what determines it."""
-    seal(folder, described, seconds=seconds, **more, **provenance(compute))
-
-
 def seal(folder: Path, described: dict, **more) -> None:
-    """Writes the record of the artifact in `folder` and then its checksums, the last of its files."""
+    """Writes the record of the artifact in `folder`, and then its checksums, the last of its files.
+
+    Args:
+        described: what determines the artifact; `more` is what a reader wants to know beside.
+    """
     sums = file_checksums(folder)
     write_json(folder / "record.json", {"settings": described, "files": sums, **more})
     (folder / SUMS).write_bytes(sums_file(sums | {"record.json": checksum(folder / "record.json")}))

@@ -78,11 +78,11 @@ def train_and_store(setting: Setting, data: ImageData, compute: Compute, name: s
     rank, processes = data.train.share
     checkpoint, curve = Checkpoint(name, "teacher", written=rank == 0), []
     if stage.published_weights():
-        network = models.published(setting.network, stage.weights, classes)
+        network = models.load_published(setting.network, stage.weights, classes)
     else:
         network = models.build(setting.network, classes, setting.stem, images.side, stage.seed)
     if (path := weights_file(setting)) is not None:
-        network = models.with_own_weights(network, path)
+        network = models.load_own_weights(network, path)
     network = devices.on_device(network, compute.device)
     batches = Batches(
         train=lambda epoch: data.train.train_batches(stage, images.mean, images.std, TEACHER, stage.seed, epoch),
@@ -106,7 +106,7 @@ def train_and_store(setting: Setting, data: ImageData, compute: Compute, name: s
         tested = {"accuracy": {"top1": top1, "top5": top5}, "curve": curve}
         if processes > 1:
             tested["processes"] = processes
-        store.finish(folder, described, checkpoint.seconds(), compute, **tested)
+        store.seal(folder, described, seconds=checkpoint.seconds(), **tested, **store.provenance(compute))
     checkpoint.remove()
 
 

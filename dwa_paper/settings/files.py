@@ -1,36 +1,30 @@
-"""The settings files under settings/, one folder a profile, and the tables and figures that they name."""
+"""The settings of each profile: those that settings/grid.yaml describes, and the files in settings/PROFILE/."""
 
 import re
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import yaml
-
 from dwa_core.errors import InputError
-from dwa_paper.settings.schema import Setting, shown
+from dwa_paper.settings import grid
+from dwa_paper.settings.schema import Setting, resolve, shown
 
-SETTINGS = Path(__file__).resolve().parents[2] / "settings"
+SETTINGS = grid.SETTINGS
 NOTEBOOKS = SETTINGS.with_name("notebooks")
+
+
+def list_profiles() -> list[str]:
+    """The profiles that have settings, sorted."""
+    return sorted({*grid.load_yaml(grid.GRID), *(path.parent.name for path in SETTINGS.glob("*/*.yaml"))})
 
 
 def check_profile(profile: str) -> None:
     """Raises InputError if there are no settings of that profile."""
-    profiles = sorted(path.name for path in SETTINGS.iterdir() if path.is_dir())
-    if profile not in profiles:
+    if profile not in (profiles := list_profiles()):
         raise InputError(f"profile: {shown(profile)} is not known; allowed: {', '.join(profiles)}")
 
 
-def files(profile: str, product: str | None = None) -> list[Path]:
-    """The settings files of `profile`, or those of them whose records go into `product`, such as "table-1".
-
-    Raises:
-        InputError: one of them cannot be read.
-    """
-    paths = sorted((SETTINGS / profile).glob("*.yaml"))
-    if product is None:
-        return paths
-    usual = Setting.model_fields["shown_in"].default
-    return [path for path in paths if product in read(path).get("shown_in", usual)]
+def list_products() -> list[str]:
+    """The tables and figures there are: table-1, figure-gain and so on, each with a notebook of that name."""
+    return sorted(path.stem for kind in ("table", "figure", "what") for path in NOTEBOOKS.glob(f"{kind}-*.ipynb"))
 
 
 def read(path: Path) -> dict:
@@ -39,42 +33,68 @@ def read(path: Path) -> dict:
     Raises:
         InputError: the file is missing or is not a YAML mapping; one line.
     """
-    try:
-        text = path.read_text()
-        parameters = yaml.safe_load(text)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read; {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not YAML; {' '.join(str(error).split())}") from None
-    if not isinstance(parameters, dict):
-        raise InputError(f"{path}: not a YAML mapping of keys to values")
+    parameters = grid.load_yaml(path)
     for key, expected in {"profile": path.parent.name, "name": path.stem}.items():
         if parameters.get(key) != expected:
             raise InputError(f"{key}: {shown(parameters.get(key))} is not allowed; {path} must say {expected}")
-    for key, example in {"seeds": "[0, 1, 2]", "shown_in": "[table-1]"}.items():
-        if key in parameters and not re.search(rf"^{key}: *\[[\w, -]*\] *$", text, re.MULTILINE):
-            value = shown(parameters[key])
-            raise InputError(f"{key}: {value} in {path} must stand on a line as in `{key}: {example}`, for make")
-    known = products()
-    for name in parameters.get("shown_in", []):
-        if name not in known:
-            raise InputError(f"shown_in: {shown(name)} in {path} has no notebook; allowed: {', '.join(known)}")
+    products, names = list_products(), parameters.get("shown_in")
+    for name in names if isinstance(names, list) else []:
+        if name not in products:
+            raise InputError(f"shown_in: {shown(name)} in {path} has no notebook; allowed: {', '.join(products)}")
     return parameters
 
 
-def runs(paths: Iterable[Path]) -> Iterator[tuple[Path, dict]]:
-    """The parameters of every run that the settings files at `paths` ask for, one for each student seed.
+def read_settings(profile: str, product: str | None = None) -> dict[str, dict]:
+    """The parameters of the settings of `profile` by name, or of those that are shown in `product`.
+
+    A file of the user's own wins over the setting of its name in the grid; generated files are not read.
 
     Raises:
-        InputError: as `read`.
+        InputError: a file cannot be read.
     """
-    for path in paths:
-        parameters = read(path)
-        for seed in parameters.get("seeds", Setting.model_fields["seeds"].default):
-            yield path, {**parameters, "seed": seed}
+    own = (path for path in (SETTINGS / profile).glob("*.yaml") if not grid.is_generated(path))
+    found = dict(sorted({**grid.expand(profile), **{path.stem: read(path) for path in own}}.items()))
+    usual = Setting.model_fields["shown_in"].default
+    return {
+        name: parameters
+        for name, parameters in found.items()
+        if product is None or product in (parameters.get("shown_in") or usual)
+    }
 
 
-def products() -> dict[str, Path]:
-    """The tables and figures there are, as make calls them, and the notebook of each."""
-    paths = sorted(path for kind in ("table", "figure", "what") for path in NOTEBOOKS.glob(f"{kind}_*.ipynb"))
-    return {re.sub("^table-0", "table-", path.stem.replace("_", "-")): path for path in paths}
+def list_runs(profile: str, product: str | None = None) -> list[Setting]:
+    """Every run that the settings of `profile` ask for, in all or in `product`: setting by setting, seed by seed.
+
+    Raises:
+        InputError: one of the settings cannot be used.
+    """
+    settings = map(resolve, read_settings(profile, product).values())
+    return [setting.model_copy(update={"seed": seed}) for setting in settings for seed in setting.seeds]
+
+
+def find_runs(target: str) -> list[dict]:
+    """The parameters of each run that `target` names, one for each student seed.
+
+    Args:
+        target: a profile, settings/PROFILE/NAME.yaml, results/PROFILE/NAME.json for all seeds of a setting, or
+            results/PROFILE/NAME-seedN.json for one.
+
+    Raises:
+        InputError: there is no such setting, or it cannot be used.
+    """
+    path = Path(target)
+    profile, name = path.parent.name, path.stem
+    if path.suffix == ".yaml":
+        chosen = [(not path.exists() and grid.expand(profile).get(name)) or read(path)]
+    elif path.suffix == ".json":
+        check_profile(profile)
+        settings, record = read_settings(profile), re.fullmatch(r"(.+)-seed(0|[1-9]\d*)", name)
+        if record and record[1] in settings:
+            return [{**settings[record[1]], "seed": int(record[2])}]
+        if name not in settings:
+            raise InputError(f"{target}: no setting of this name; make plan PROFILE={profile} lists them")
+        chosen = [settings[name]]
+    else:
+        check_profile(target)
+        chosen = read_settings(target).values()
+    return [{**parameters, "seed": seed} for parameters in chosen for seed in resolve(parameters).seeds]

@@ -1,43 +1,58 @@
-"""The settings files of the profiles demo, paper and search, generated from the one description settings/grid.yaml.
-
-    python -m dwa_core.grid
-
-Files that a user adds stay; a generated file that is edited by hand gets its old content back.
-"""
+"""The settings that settings/grid.yaml describes: one for each combination, named after what sets it apart."""
 
 import itertools
 from functools import reduce
+from pathlib import Path
 
 import yaml
 
 from dwa_core.errors import InputError
 from dwa_paper.settings import schema
-from dwa_paper.settings.files import SETTINGS
 
+SETTINGS = Path(__file__).resolve().parents[2] / "settings"
 GRID = SETTINGS / "grid.yaml"
+# The first line of a generated file; a file without it is a user's own.
+HEADER = b"# Generated from settings/grid.yaml by `make settings`. To change this setting here, delete this line.\n"
 # In the order of a file's lines.
 TOP_LEVEL = ("preset", "method", "ipc", "network", "student", "authors", "tasks", "validation")
 
 
-def generated() -> dict[str, str]:
-    """The text of every settings file of the description, by its name under settings/, such as "demo/digits.yaml"."""
-    texts = {}
-    for profile, description in yaml.safe_load(GRID.read_text()).items():
-        template, seeds, common = (description.pop(key, {}) for key in ("name", "seeds", "common"))
-        runs = {}
-        for product, groups in description.items():
-            for group in groups:
-                for parameters in combinations(group):
-                    run = stripped(parameters, template, profile, common)
-                    known = runs.setdefault(run["name"], {**run, "seeds": set(), "shown_in": []})
-                    if known | run != known:
-                        raise InputError(f"{GRID.name}: two runs are called {run['name']}")
-                    known["seeds"] |= set(group.get("seeds", seeds))
-                    known["shown_in"] += [product] if product not in known["shown_in"] else []
-        for name, run in runs.items():
-            run["seeds"] = sorted(run["seeds"])
-            texts[f"{profile}/{name}.yaml"] = yaml.safe_dump(run, sort_keys=False, default_flow_style=None, width=1000)
-    return texts
+def load_yaml(path: Path) -> dict:
+    """The mapping in the YAML file at `path`.
+
+    Raises:
+        InputError: it is missing or no YAML mapping; one line.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read; {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not YAML; {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: not a YAML mapping of keys to values")
+    return content
+
+
+def expand(profile: str) -> dict[str, dict]:
+    """The parameters of every setting that the grid describes for `profile`, by name; none if it does not know it.
+
+    Raises:
+        InputError: two runs have one name, or one cannot be used.
+    """
+    description = load_yaml(GRID).get(profile, {})
+    template, seeds, common = (description.pop(key, {}) for key in ("name", "seeds", "common"))
+    runs = {}
+    for product, groups in description.items():
+        for group in groups:
+            for parameters in combinations(group):
+                run = minimal_settings(parameters, template, profile, common)
+                known = runs.setdefault(run["name"], {**run, "seeds": set(), "shown_in": []})
+                if known | run != known:
+                    raise InputError(f"{GRID.name}: two runs are called {run['name']}")
+                known["seeds"] |= set(group.get("seeds", seeds))
+                known["shown_in"] += [product] if product not in known["shown_in"] else []
+    return {name: {**run, "seeds": sorted(run["seeds"])} for name, run in runs.items()}
 
 
 def combinations(group: dict) -> list[dict]:
@@ -46,15 +61,15 @@ def combinations(group: dict) -> list[dict]:
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
 
-def stripped(parameters: dict, template: str, profile: str, common: dict) -> dict:
+def minimal_settings(parameters: dict, template: str, profile: str, common: dict) -> dict:
     """The settings of one run without what its preset or a default says anyway, named after what is left.
 
     Args:
         parameters: keys of a settings file, those of stages with a dot: "synthesis.rho".
         template: the beginning of the name, with keys in braces.
-        common: what holds for all runs of the profile and no name tells; `parameters` win.
+        common: what holds for all runs of the profile and is no part of a name; `parameters` win.
     """
-    told = {key for key, value in parameters.items() if common.get(key) != value}
+    own = {key for key, value in parameters.items() if common.get(key) != value}
     parameters = {**common, **parameters}
     place = {"profile": profile, "name": "unnamed"}
     top_level = {key: parameters[key] for key in TOP_LEVEL if key in parameters}
@@ -63,15 +78,15 @@ def stripped(parameters: dict, template: str, profile: str, common: dict) -> dic
     usual |= {"tasks": 1, "validation": 0.0}
     name = template.format(**top_level)
     for key in ("network", "student", "tasks"):
-        if f"{{{key}}}" not in template and key in told and top_level[key] != usual[key]:
-            name += labelled(key, top_level[key])
+        if f"{{{key}}}" not in template and key in own and top_level[key] != usual[key]:
+            name += label(key, top_level[key])
     stages = {}
     for dotted, value in parameters.items():
         stage, _, key = dotted.partition(".")
         if key and value != reduce(getattr, (stage, key), base):
             stages.setdefault(stage, {})[key] = value
-            if dotted in told:
-                name += labelled(f"{stage}-{key}" if key in schema.Setting.model_fields else key, value)
+            if dotted in own:
+                name += label(f"{stage}-{key}" if key in schema.Setting.model_fields else key, value)
     name += "-authors" if base.authors else ""
     written = {key: value for key, value in top_level.items() if key == "network" or value != usual.get(key)}
     run = {"profile": profile, "name": name, **written, **stages}
@@ -79,15 +94,44 @@ def stripped(parameters: dict, template: str, profile: str, common: dict) -> dic
     return run
 
 
-def labelled(key: str, value) -> str:
-    """What a name says of a value: -student-resnet50, -rho0.02, and of what is switched on or a list, the key alone."""
+def label(key: str, value) -> str:
+    """A value's part of a name: -student-resnet50, -rho0.02, and of what is switched on or a list, the key alone."""
     if isinstance(value, str):
         return f"-{key}-{value}"
     return f"-{key}" if value is True or isinstance(value, list) else f"-{key}{value:g}"
 
 
-if __name__ == "__main__":
-    for name, text in generated().items():
-        (SETTINGS / name).parent.mkdir(exist_ok=True)
-        (SETTINGS / name).write_text(text)
-    print(f"{len(generated())} files in settings/")
+# ----------------------------------------------------------------------------------------- generated files
+
+
+def is_generated(path: Path) -> bool:
+    """Whether `write` made the settings file at `path`."""
+    return path.is_file() and path.read_bytes().startswith(HEADER[:40])
+
+
+def write() -> None:
+    """Writes settings/PROFILE/NAME.yaml for bare papermill where its text changed, and prints what was done.
+
+    A generated file that the grid has no setting for is removed; a user's own file stays as it is.
+    """
+    texts = {
+        SETTINGS / profile / f"{name}.yaml": HEADER
+        + yaml.safe_dump(run, sort_keys=False, default_flow_style=None, width=1000).encode()
+        for profile in load_yaml(GRID)
+        for name, run in expand(profile).items()
+    }
+    unchanged = 0
+    for path in sorted({*texts, *filter(is_generated, SETTINGS.glob("*/*.yaml"))}):
+        before = path.read_bytes() if path.is_file() else None
+        if path not in texts:
+            path.unlink()
+            print(f"removed: {path}")
+        elif before is not None and not is_generated(path):
+            print(f"not generated: {path}; a file of your own has this name")
+        elif before != texts[path]:
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(texts[path])
+            print(f"{'added' if before is None else 'changed'}: {path}")
+        else:
+            unchanged += 1
+    print(f"{unchanged} generated files in settings/ are unchanged")

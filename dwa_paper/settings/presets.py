@@ -1,20 +1,19 @@
-"""Presets: the numbers of each recipe. What no recipe changes is a default of its field in dwa_core/recipe.py.
+"""Presets: the numbers of each recipe, from the DWA paper and its published code; the Tiny-ImageNet teacher is SRe2L's.
 
-From the DWA paper and its published code; the Tiny-ImageNet teacher is SRe2L's. `dwa_core/recipe.py` says
-what each number is and which values are allowed. A preset's entries "sre2l", "authors" and "best" hold what differs
-for that method and under those modifiers.
+dwa_core/recipe.py documents each number and its allowed values, and has the defaults that no recipe changes. A preset's
+entries "sre2l", "authors" and "best" hold what differs for that method and under those modifiers.
 """
 
 import copy
 
 
-def merged(base: dict, *differences: dict) -> dict:
+def merge(base: dict, *differences: dict) -> dict:
     """A deep copy of `base` with each of `differences` laid over it, nested mappings key by key."""
     result = copy.deepcopy(base)
     for difference in differences:
         for key, value in difference.items():
             both_nested = isinstance(value, dict) and isinstance(result.get(key), dict)
-            result[key] = merged(result[key], value) if both_nested else copy.deepcopy(value)
+            result[key] = merge(result[key], value) if both_nested else copy.deepcopy(value)
     return result
 
 
@@ -44,14 +43,14 @@ CIFAR = {
         "temperature": 30.0,
         "test_every": 10,
     },
-    # SRe2L starts from noise and adjusts nothing; what else differs per data set stands in its preset.
+    # SRe2L starts from noise and adjusts nothing; a data set's preset adds what else differs.
     "sre2l": {"initial": "noise", "adjustment": "none", "r_var": 1.0},
     "authors": {},
     "best": {},
     "teacher_recipes": {},
 }
 
-CIFAR10 = merged(
+CIFAR10 = merge(
     CIFAR,
     {
         "dataset": "cifar10",
@@ -59,13 +58,14 @@ CIFAR10 = merged(
         "authors": {"images": {"std_after_teacher": [0.2023, 0.1994, 0.2010]}},
     },
 )
-CIFAR100 = merged(
+CIFAR100 = merge(
     CIFAR,
     {"dataset": "cifar100", "images": {"mean": [0.5071, 0.4867, 0.4408], "std": [0.2675, 0.2565, 0.2761]}},
 )
 # G-VBSM's teachers, which EDC shares, for ConvNet-128 and ResNet-18 alike: `squeeze/squeeze.sh` and `train.py` of
 # Branch_CIFAR_10 and Branch_CIFAR_100 in the code of Shao et al., "Generalized Large-Scale Data Condensation via
-# Various Backbone and Statistical Matching", CVPR 2024. (It normalises both data sets with CIFAR-100's mean and deviation.)
+# Various Backbone and Statistical Matching", CVPR 2024. It normalises both data sets with CIFAR-100's mean and
+# deviation, ours each with its own.
 for cifar, epochs in ((CIFAR10, 5), (CIFAR100, 50)):
     cifar["teacher_recipes"]["gvbsm"] = {
         "epochs": epochs,
@@ -74,7 +74,7 @@ for cifar, epochs in ((CIFAR10, 5), (CIFAR100, 50)):
         "weight_decay": 0.0,
         "schedule": "constant",
     }
-# The authors' relabelling in train mode is a matter of their CIFAR scripts only.
+# Only the CIFAR scripts in the authors' code relabel with the teacher in train mode.
 for cifar in (CIFAR10, CIFAR100):
     cifar["authors"]["relabel"] = {"teacher_batch_statistics": True}
 
@@ -135,7 +135,7 @@ IMAGENET_1K = {
     "teacher": {
         "recipe": "torchvision",
         "weights": "IMAGENET1K_V1",
-        # Used only where the weights are set to none: torchvision's own classic recipe for ResNets.
+        # Used only where the weights are set to null: torchvision's own classic recipe for ResNets.
         "epochs": 90,
         "batch_size": 256,
         "optimizer": "sgd",
@@ -166,13 +166,12 @@ IMAGENET_1K = {
         "test_every": 10,
     },
     "sre2l": {"initial": "noise", "adjustment": "none", "r_var": 1.0, "iterations": 4000},
-    "authors": {},
+    "authors": {"synthesis": {"weight_gradients_of_image_updates": "added"}},
     "best": {},
     "teacher_recipes": {},
 }
 
-# The demo: the three recipes above on scikit-learn's handwritten digits. Only sizes differ from the
-# recipes, and all of the demo's sizes stand here.
+# The demo: the three recipes above on scikit-learn's handwritten digits. It differs from them in these sizes alone.
 DIGITS_IMAGES = {"side": 16, "mean": [0.305] * 3, "std": [0.376] * 3}
 DEMO_SIZES = {
     "digits": {
@@ -192,8 +191,8 @@ DEMO_SIZES = {
         "relabel": {"epochs": 60, "test_every": 20},
         "sre2l": {"iterations": 100},
     },
-    # 80 px is above the limit of data kept on the device: these images stream, as ImageNet-1K's do. And it is a
-    # multiple of a vision transformer's patches.
+    # 80 px is above the limit for images kept on the device, so these stream as ImageNet-1K's do; and it is a
+    # multiple of the side of a vision transformer's patches.
     "digits-imagenet-1k-recipe": {
         "images": {**DIGITS_IMAGES, "side": 80},
         "teacher": {"epochs": 1, "batch_size": 64, "weights": None},
@@ -209,7 +208,7 @@ PRESETS = {
     "tiny-imagenet": TINY_IMAGENET,
     "imagenet-1k": IMAGENET_1K,
     **{
-        name: merged(recipe, {"dataset": "digits"}, DEMO_SIZES[name])
+        name: merge(recipe, {"dataset": "digits"}, DEMO_SIZES[name])
         for name, recipe in {
             "digits": CIFAR10,
             "digits-tiny-imagenet-recipe": TINY_IMAGENET,
@@ -218,8 +217,8 @@ PRESETS = {
     },
 }
 
-# The modifier `authors`, on top of any preset: what the authors' published code does where it departs
-# from our defaults. A preset's own "authors" entry adds what applies to its data set alone.
+# The modifier `authors`, on top of any preset: what the authors' code does where it departs from our defaults. A
+# preset's own "authors" entry adds what applies to its data set alone.
 AUTHORS = {
     "synthesis": {
         "image_gradient_after_adjustment": "added",
@@ -232,8 +231,8 @@ AUTHORS = {
 # The modifier `best`: batches and mixing that made the best students on random real images, and a short synthesis that
 # keeps images near the real ones that they start from: a tenth of the iterations at a fifth of the learning rate, with
 # the means of the BatchNorm statistics matched and their variances left alone. Tried with ConvNet-128 at ipc 10 on
-# validation images of CIFAR-10 (results/search), so it belongs to that preset alone. Set only now, for the digits'
-# presets are made of this one.
+# validation images of CIFAR-10 (results/search), so it belongs to that preset alone; set last, because the presets of
+# the digits are copies of this one.
 PRESETS["cifar10"]["best"] = {
     "synthesis": {"iterations": 100, "learning_rate": 0.05, "r_var": 0.0},
     "relabel": {"batch_size": 10, "mixing": "cutmix", "mixing_alpha": 1.0},

@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError
 from dwa_core.errors import InputError
 from dwa_core.recipe import Count, Positive, Recipe, Seed, Strict
 from dwa_paper.settings.environment import check_environment, root
-from dwa_paper.settings.presets import AUTHORS, PRESETS, merged
+from dwa_paper.settings.presets import AUTHORS, PRESETS, merge
 
 # Patterns of texts, and what a message says of them.
 NAME, PROFILE, PRODUCT = r"^[A-Za-z0-9][A-Za-z0-9._-]*$", r"^[a-z0-9-]+$", r"^(table|figure|what)-[a-z0-9-]+$"
@@ -98,7 +98,7 @@ def resolve(parameters: dict) -> Setting:
     if given.get("method") == "sre2l":
         layers[1:1] = [{"synthesis": sre2l}]
     layers[1:1] = [{"teacher": teacher_recipe(given, preset, recipes)}]
-    values = merged(*layers)
+    values = merge(*layers)
     values.setdefault("student", values["network"])
     try:
         setting = Setting.model_validate(values)

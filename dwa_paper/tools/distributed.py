@@ -1,6 +1,6 @@
-"""Trains the teacher of a settings file on several GPUs, with torch's DistributedDataParallel.
+"""Trains the teacher of a setting on several GPUs, with torch's DistributedDataParallel.
 
-    torchrun --nproc-per-node=8 -m dwa_core.distributed settings/paper/NAME.yaml
+    torchrun --nproc-per-node=8 -m dwa_paper train-teacher settings/paper/NAME.yaml
 
 Each process trains on its share of every batch, with BatchNorm statistics of its own share; the first one tests and
 stores. Runs of the same settings then find the teacher. On CPUs it works too, by gloo.
@@ -8,36 +8,33 @@ stores. Runs of the same settings then find the teacher. On CPUs it works too, b
 
 import contextlib
 import os
-import sys
 from datetime import timedelta
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
 from dwa_core import devices, models
 from dwa_core.devices import Compute
-from dwa_core.errors import InputError, UserError
-from dwa_paper.command import failed
+from dwa_core.errors import InputError
 from dwa_paper.runs import real, stop, store, tasks, teachers
-from dwa_paper.settings.files import read
+from dwa_paper.settings.files import find_runs
 from dwa_paper.settings.schema import Setting, resolve
 
 
-def main() -> int:
-    """Trains the teacher of the settings file on the command line in the processes that torchrun started."""
-    try:
-        setting = resolve(read(Path(sys.argv[1])))
-        if setting.teacher.weights is not None:
-            raise InputError(f"teacher.weights: {setting.teacher.weights!r} leaves nothing to be trained")
-        models.check_network("network", setting.network, setting.stem, setting.images.side)
-        if setting.deterministic:
-            devices.use_deterministic_algorithms()
-        stop.start_budget(setting.max_minutes)
-        train(setting, devices.choose(setting.device, setting.precision))
-    except UserError as error:
-        return failed(error, error.exit_code)
-    return 0
+def train_teachers(setting: str) -> None:
+    """Trains the teachers of what `setting` names, as `files.find_runs`, in the processes that torchrun started.
+
+    Raises:
+        InputError: there is no such setting, or nothing to be trained.
+    """
+    found = resolve(find_runs(setting)[0])
+    if found.teacher.weights is not None:
+        raise InputError(f"teacher.weights: {found.teacher.weights!r} leaves nothing to be trained")
+    models.check_network("network", found.network, found.stem, found.images.side)
+    if found.deterministic:
+        devices.use_deterministic_algorithms()
+    stop.start_budget(found.max_minutes)
+    train(found, devices.choose(found.device, found.precision))
 
 
 def train(setting: Setting, compute: Compute) -> None:
@@ -51,8 +48,8 @@ def train(setting: Setting, compute: Compute) -> None:
     rank, processes = dist.get_rank(), dist.get_world_size()
     if setting.teacher.batch_size < 2 * processes:
         raise InputError(
-            f"teacher.batch_size: {setting.teacher.batch_size} is not allowed with {processes} processes; each wants "
-            "two images at least"
+            f"teacher.batch_size: {setting.teacher.batch_size} is not allowed with {processes} processes; each needs "
+            "at least two images"
         )
     if rank > 0:
         dist.barrier()  # the first process decodes the images, and the others find them
@@ -74,7 +71,3 @@ def train(setting: Setting, compute: Compute) -> None:
             record = store.read_json(store.find("teachers", name) / "record.json")
             print(f"{name}: {record['accuracy']['top1']:.1f} %, {record['seconds']:.0f} s on {processes} processes")
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,13 +1,10 @@
-"""Runs a folder of settings on many GPUs or machines with Ray: what `make reproduce ENGINE=ray` calls.
-
-    python notebooks/fleet.py settings/demo --gpus-per-task 0.5 --tasks-per-set 4
+"""Runs settings on many GPUs or machines with Ray: what `make reproduce ENGINE=ray` does first.
 
 First one task per teacher, then the distilled sets, then a papermill process per record, each as soon as what it
 needs is there. RAY_ADDRESS names a running cluster; without it Ray starts one on this machine. This folder and the
-data must lie at the same path on all machines. Exit codes: 0 all recorded, 1 something failed, 2 bad input.
+data must lie at the same path on all machines.
 """
 
-import argparse
 import ctypes
 import functools
 import itertools
@@ -17,53 +14,43 @@ import subprocess
 import sys
 from pathlib import Path
 
-from dwa_core.errors import InputError, StoppedError
-from dwa_paper.command import failed
-from dwa_paper.runs.records import find_record
+from dwa_core.errors import InputError, StoppedError, UserError
+from dwa_paper.runs.records import artifacts_called_for, find_record
+from dwa_paper.settings.files import find_runs
 from dwa_paper.settings.schema import SYNTHESISED, resolve
 
-RUNNER = Path(__file__).with_name("run.py")
-# Ray starts a task again when its worker or machine is lost; checkpoints let it go on. What a notebook itself
-# answers with, such as bad settings, is not tried again.
+# Ray starts a task again when its worker or machine is lost, and it continues from its checkpoint. Where a notebook
+# itself fails, as with bad settings, it is not tried again.
 RETRIES = 3
 PATHS = ("DWA_ROOT", "DWA_DATA", "DWA_TENSORBOARD")  # made absolute, for workers have another current folder
 PASSED_ON = ("PYTHONPATH", "HF_HOME")
 LAST_LINES = 3
 
 
-def main() -> int:
-    """Reads the command line, runs what is not recorded yet, and returns the exit code."""
-    parser = argparse.ArgumentParser(description="Run a folder of settings with Ray.")
-    parser.add_argument("folder", type=Path, help="settings/PROFILE")
-    parser.add_argument("--gpus-per-task", type=float, help="default: 1 where the cluster has GPUs, else 0")
-    parser.add_argument("--cpus-per-task", type=float, default=1)
-    parser.add_argument("--tasks-per-set", type=int, default=1, help="over which each distilled set is split, by ipc")
-    parser.error = lambda message: sys.exit(failed(message, 2))
-    given = parser.parse_args()
+def run_all(targets: list[str], gpus_per_task: float | None, cpus_per_task: float, tasks_per_set: int) -> None:
+    """Makes the records that are missing of what `targets` name, each as `files.find_runs`; prints how each ended.
+
+    Raises:
+        InputError: something that was given cannot be used, or Ray cannot.
+        UserError: some records could not be made.
+    """
     try:
         import ray
     except ImportError:
-        return failed("ENGINE=ray needs Ray; .venv/bin/pip install -e '.[ray]'", 2)
-    try:
-        wanted = to_be_run(given.folder)
-    except InputError as error:
-        return failed(error, 2)
+        raise InputError("ENGINE=ray needs Ray; .venv/bin/pip install -e '.[ray]'") from None
+    wanted = find_missing(targets)
     variables = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     variables |= {name: os.path.abspath(os.environ[name]) for name in PATHS if os.environ.get(name)}
     try:
         ray.init(log_to_driver=False, runtime_env={"env_vars": variables})
     except Exception as error:  # what Ray raises for a machine that does not start in time is no kind of its own
-        return failed(f"Ray cannot be started or reached; {' '.join(str(error).split())}", 2)
-    gpus = given.gpus_per_task
-    if gpus is None:
-        gpus = 1 if ray.cluster_resources().get("GPU") else 0
-    print(f"{given.folder.name}: {len(wanted)} records to make on {len(ray.nodes())} machines", flush=True)
-    options = {"num_cpus": given.cpus_per_task, "num_gpus": gpus, "max_retries": RETRIES}
-    options["retry_exceptions"] = [StoppedError]  # told to end, as when its machine is taken away
-    try:
-        unfinished = submit(ray.remote(**options), wanted, given.tasks_per_set)
-    except InputError as error:  # a file of weights or a set made elsewhere that is not there
-        return failed(error, 2)
+        raise InputError(f"Ray cannot be started or reached; {' '.join(str(error).split())}") from None
+    if gpus_per_task is None:
+        gpus_per_task = 1 if ray.cluster_resources().get("GPU") else 0
+    print(f"{len(wanted)} records to make on {len(ray.nodes())} machines", flush=True)
+    options = {"num_cpus": cpus_per_task, "num_gpus": gpus_per_task, "max_retries": RETRIES}
+    options["retry_exceptions"] = [StoppedError]  # by a signal, as when its machine is taken away
+    unfinished = submit(ray.remote(**options), wanted, tasks_per_set)
     failures = 0
     while unfinished:
         (done,), _ = ray.wait(list(unfinished))
@@ -73,37 +60,38 @@ def main() -> int:
         except ray.exceptions.RayError as error:
             code, lines = 1, str(getattr(error, "cause", None) or error).strip().splitlines()
         failures += code != 0
-        told = lines[-1:] if code == 0 else lines[-LAST_LINES:]
-        print(f"{'done  ' if code == 0 else 'FAILED'} {name}", *told, sep="\n    ", flush=True)
-    print(f"{given.folder.name}: {f'{failures} failed' if failures else 'all recorded'}")
-    return int(failures > 0)
+        shown = lines[-1:] if code == 0 else lines[-LAST_LINES:]
+        print(f"{'done  ' if code == 0 else 'FAILED'} {name}", *shown, sep="\n    ", flush=True)
+    if failures:
+        raise UserError(f"{failures} of {len(wanted)} records could not be made; see the lines above")
 
 
-def to_be_run(folder: Path) -> list[tuple[Path, dict]]:
-    """The settings files of `folder` with the parameters of each record that is not there yet.
+def find_missing(targets: list[str]) -> list[tuple[str, dict]]:
+    """The target and the parameters of each run that `targets` name and that has no record yet.
 
     Raises:
-        InputError: there are none, or one cannot be used.
+        InputError: one of them cannot be used.
     """
-    files = sorted(folder.resolve().glob("*.yaml"))
-    if not files:
-        raise InputError(f"{folder} holds no settings files")
-    runs = files.runs(files)
-    return [(path, one) for path, one in runs if find_record(resolve(one)) is None]
+    found = []
+    for target in targets:
+        for parameters in find_runs(target):
+            setting = resolve(parameters)
+            path = f"results/{setting.profile}/{setting.name}.json"
+            if find_record(setting) is None:
+                found.append((os.path.abspath(target) if target.endswith(".yaml") else path, parameters))
+    return found
 
 
-def submit(as_task, wanted: list[tuple[Path, dict]], tasks_per_set: int) -> dict:
-    """Hands everything to Ray, each task with those that it waits for; returns the records' tasks and their names."""
-    from dwa_paper.tools import (
-        plan,  # here because what is wrong with the command line should not wait seconds for torch
-    )
-
+def submit(as_task, wanted: list[tuple[str, dict]], tasks_per_set: int) -> dict:
+    """Submits everything to Ray, each task with those that it waits for; returns the records' tasks and their names."""
     make_teacher, make_part, make_set = as_task(teacher_task), as_task(part_task), as_task(set_task)
     make_record = as_task(record_task)
     teachers, sets, records = {}, {}, {}
-    for path, parameters in wanted:
+    for target, parameters in wanted:
         setting = resolve(parameters)
-        (*_, trained), (*_, made) = plan.artifacts(setting, None)
+        # The data are not read here, so these names only tell the artifacts of different settings apart.
+        data = {"fingerprint": f"{setting.validation} held out, {setting.tasks} tasks", "classes": setting.tasks}
+        trained, made = artifacts_called_for(setting, data)[:2]
         if trained not in teachers:
             teachers[trained] = make_teacher.remote(parameters)
         if made not in sets:
@@ -112,7 +100,7 @@ def submit(as_task, wanted: list[tuple[Path, dict]], tasks_per_set: int) -> dict
                 parts = [make_part.remote(parameters, chosen, ready) for chosen in split(setting.ipc, tasks_per_set)]
             sets[made] = make_set.remote(parameters, ready, *parts)
         # The same real images may be a set of several teachers, and the task that makes it waits for one of them.
-        task = make_record.remote(str(path), parameters["seed"], sets[made], teachers[trained])
+        task = make_record.remote(target, parameters["seed"], sets[made], teachers[trained])
         records[task] = f"{setting.profile}/{setting.name}-seed{setting.seed}"
     return records
 
@@ -127,7 +115,7 @@ def split(ipc: int, tasks: int) -> list[range]:
 # ----------------------------------------------------------------------------------------- what Ray's workers do
 
 
-def opened(parameters: dict, ipc: int = 1):
+def open_data(parameters: dict, ipc: int = 1):
     """Setting, device and data of each task of `parameters`; fewer than `ipc` images in a class are refused."""
     from dwa_core import devices, models
     from dwa_paper.runs import real, tasks
@@ -144,7 +132,7 @@ def opened(parameters: dict, ipc: int = 1):
 def teacher_task(parameters: dict) -> None:
     from dwa_paper.runs import teachers
 
-    setting, compute, parts = opened(parameters)
+    setting, compute, parts = open_data(parameters)
     for part in parts:
         teachers.load_or_train(setting, part, compute)
 
@@ -153,7 +141,7 @@ def part_task(parameters: dict, indices: range, _teacher) -> None:
     """Some ipc indices of a distilled set, left as a checkpoint of their own."""
     from dwa_paper.runs import sets, teachers
 
-    setting, compute, parts = opened(parameters, resolve(parameters).ipc)
+    setting, compute, parts = open_data(parameters, resolve(parameters).ipc)
     for part in parts:
         trained = teachers.load_or_train(setting, part, compute)
         sets.synthesize_part(setting, part, trained, compute, indices)
@@ -162,16 +150,17 @@ def part_task(parameters: dict, indices: range, _teacher) -> None:
 def set_task(parameters: dict, _teacher, *_parts) -> None:
     from dwa_paper.runs import sets, teachers
 
-    setting, compute, parts = opened(parameters, resolve(parameters).ipc)
+    setting, compute, parts = open_data(parameters, resolve(parameters).ipc)
     for part in parts:
         trained = teachers.load_or_train(setting, part, compute)
         sets.load_or_synthesize(setting, part, trained, compute)
 
 
-def record_task(path: str, seed: int, _set, _teacher) -> tuple[int, list[str]]:
+def record_task(target: str, seed: int, _set, _teacher) -> tuple[int, list[str]]:
     """The papermill process of one record: its exit code and its last lines."""
     process = subprocess.run(
-        [sys.executable, str(RUNNER), path, "--seed", str(seed)],
+        [sys.executable, "-m", "dwa_paper", "run", target, "--seed", str(seed)],
+        cwd=Path(__file__).resolve().parents[2],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -182,13 +171,9 @@ def record_task(path: str, seed: int, _set, _teacher) -> tuple[int, list[str]]:
 
 
 def die_with_parent(parent: int) -> None:
-    """So that a killed worker leaves no process behind that goes on beside the one that Ray starts anew (Linux)."""
+    """So that a killed worker leaves no process behind that goes on beside the one that Ray starts again (Linux)."""
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
         if os.getppid() != parent:
             os.kill(os.getpid(), signal.SIGTERM)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

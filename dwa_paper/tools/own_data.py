@@ -1,18 +1,24 @@
-"""Settings for a folder of one's own images: which recipe, at which side, normalised by which mean and deviation."""
+"""Distils a folder of one's own images: writes a settings file for it and runs that. What `make distill` does.
+
+The folder holds train/CLASS/IMAGE and test/CLASS/IMAGE, or CLASS/IMAGE alone, of which every fifth image is then
+kept for testing. The settings file, settings/mine/NAME.yaml, can be changed and run again.
+"""
 
 import os
+import shlex
+import time
 from pathlib import Path
 
 import numpy as np
 import yaml
 
-from dwa_core import devices
+from dwa_core import devices, models
 from dwa_core.errors import InputError
-from dwa_paper.runs import real, sources
+from dwa_paper.runs import real, runner, sources
 from dwa_paper.runs.records import find_record
 from dwa_paper.settings.environment import root
 from dwa_paper.settings.files import read
-from dwa_paper.settings.presets import merged
+from dwa_paper.settings.presets import merge
 from dwa_paper.settings.schema import resolve, shown
 
 MEASURED = 2000  # images that the sizes and the colours are taken from
@@ -22,6 +28,27 @@ RECIPES = [
     (128, {"preset": "tiny-imagenet", "images": {"side": 64}}),
     (float("inf"), {"preset": "imagenet-1k", "images": {"side": 224}, "teacher": {"weights": None}}),
 ]
+
+
+def distill(folder: Path, network: str, ipc: int, differences: list[str]) -> None:
+    """Writes the settings of `folder` and makes their record.
+
+    Args:
+        differences: what differs from the recipe, each as `parse_differences` takes it.
+
+    Raises:
+        InputError: something that was given cannot be used.
+    """
+    given = parse_differences(differences)
+    folder = folder.expanduser()
+    if not folder.is_dir():
+        raise InputError(f"DATA: {folder} is not a folder")
+    os.environ["DWA_DATA"] = str(folder.resolve().parent)
+    models.find_builders("network", network)
+    path = write_settings(settings_for(folder.resolve().name, network, ipc, given))
+    again = f"DWA_DATA={shlex.quote(os.environ['DWA_DATA'])} make results/{path.parent.name}/{path.stem}.json"
+    print(f"settings: {path}; to run them again: {again}", flush=True)
+    runner.run(str(path), None, None, time.time())
 
 
 def settings_for(dataset: str, network: str, ipc: int, differences: dict | None = None) -> dict:
@@ -44,15 +71,15 @@ def settings_for(dataset: str, network: str, ipc: int, differences: dict | None 
     some = train.select(np.linspace(0, len(train) - 1, min(len(train), MEASURED)).astype(int))
     short_sides = [min(image.size) for image in some["image"]]
     recipe = next(recipe for limit, recipe in RECIPES if np.median(short_sides) <= limit)
-    side = merged(recipe, differences)["images"]["side"]
+    side = merge(recipe, differences)["images"]["side"]
     pixels = real.decode(dataset, "training", some, side).numpy().reshape(-1, 3) / 255
     images = {"mean": pixels.mean(0).round(4).tolist(), "std": pixels.std(0).clip(0.01).round(4).tolist()}
     method = differences.get("method", "dwa")
     name = f"{dataset}-{network}-{method}-ipc{ipc}"
     chosen = {"profile": "mine", "name": name, "dataset": dataset, "network": network, "method": method, "ipc": ipc}
     if "seed" in differences:
-        chosen["seeds"] = [differences["seed"]]  # which make goes by
-    return merged(chosen, recipe, {"images": images}, differences)
+        chosen["seeds"] = [differences["seed"]]  # the seeds that are run
+    return merge(chosen, recipe, {"images": images}, differences)
 
 
 def write_settings(parameters: dict) -> Path:
@@ -92,7 +119,7 @@ def flat(values: dict) -> dict:
     }
 
 
-def parsed_differences(texts: list[str]) -> dict:
+def parse_differences(texts: list[str]) -> dict:
     """{"teacher": {"epochs": 30}} of ["teacher.epochs=30"].
 
     Raises:
@@ -105,5 +132,5 @@ def parsed_differences(texts: list[str]) -> dict:
         if not equals or not stage or (dot and not inner):
             raise InputError(f"{shown(text)} is not allowed; expected key=value or stage.key=value")
         value = yaml.safe_load(value)
-        result = merged(result, {stage: {inner: value}} if dot else {stage: value})
+        result = merge(result, {stage: {inner: value}} if dot else {stage: value})
     return result

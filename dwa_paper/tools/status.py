@@ -1,36 +1,54 @@
-"""How far the settings of a profile are: what `make status` prints.
+"""How far the runs of a profile are, and what of it is missing: what `make status` prints and what make makes.
 
-    python -m dwa_core.status demo
-
-done: recorded. running: its notebook is being executed. failed: its last execution ended with an error. stopped: it was
-told to stop, or killed, and goes on when it is run again. waiting: not begun, as are settings that were refused before
-any work. From the records and the executed notebooks alone.
+done: recorded. running: its notebook is being executed. failed: its last execution ended with an error. stopped: by a
+signal or a time budget, or killed; it continues when it is run again. waiting: not begun, as are settings that were
+refused before any work. From the records and the executed notebooks alone.
 """
 
 import json
-import sys
+from collections import Counter
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from dwa_core.errors import InputError
-from dwa_paper.command import failed
+from dwa_paper.report import product
 from dwa_paper.runs.records import find_record
+from dwa_paper.runs.runner import execution_lock, unfinished
 from dwa_paper.settings import files
 from dwa_paper.settings.environment import root
-from dwa_paper.settings.schema import Setting, resolve
+from dwa_paper.settings.schema import Setting
 
 WIDTH = 100  # of a last line
 
 
-def unfinished(executed: Path) -> Path:
-    """Where the notebook that is to become `executed` lies while it is being executed."""
-    return executed.with_name(f".{executed.name}")
+def print_missing(profile: str, products: list[str]) -> None:
+    """Prints what is missing of `products`, or of all that `profile` asks for, as make targets, one a line.
 
+    Table 1 comes first, and every table or figure as soon as its records are listed. Whether a record is current is
+    decided from its content: one of other numbers than its setting has now counts as missing.
 
-def execution_lock(executed: Path) -> FileLock:
-    """Held while the notebook `executed` is being executed, so that a reader knows a running one from a dead one."""
-    return FileLock(executed.with_name(f".{executed.name}.lock"), fallback_to_soft=False)
+    Raises:
+        InputError: no such profile or product, or a setting that cannot be used.
+    """
+    files.check_profile(profile)
+    known = files.list_products()
+    for name in products:
+        if name not in known:
+            raise InputError(f"{name}: no table or figure of this name; allowed: {', '.join(known)}")
+    runs = files.list_runs(profile)
+    wanted = products or product.products(runs)
+    missing = [setting for setting in runs if find_record(setting) is None]
+    paths = {}  # in their order, each once
+    for name in sorted(wanted, key=lambda name: name != "table-1"):
+        records = [setting.record_path() for setting in missing if name in setting.shown_in]
+        paths |= dict.fromkeys(records)
+        if records or not product.is_current(name, profile, runs):
+            paths[product.files_of(name, profile)[0]] = None
+    if not products:
+        paths |= dict.fromkeys(setting.record_path() for setting in missing)
+    for path in paths:
+        print(path.relative_to(root()))
 
 
 def is_held(lock: FileLock) -> bool:
@@ -44,8 +62,8 @@ def is_held(lock: FileLock) -> bool:
         return True
 
 
-def state_of(setting: Setting) -> tuple[str, str]:
-    """One of the words above, and the last line of what the run said."""
+def find_state(setting: Setting) -> tuple[str, str]:
+    """One of the words above, and the last line that the run printed."""
     executed = root() / "results" / setting.profile / "executed" / f"{setting.name}-seed{setting.seed}.ipynb"
     if is_held(execution_lock(executed)):
         return "running", last_line(unfinished(executed))[0]
@@ -76,21 +94,16 @@ def last_line(notebook: Path) -> tuple[str, str]:
     return line[:WIDTH], error[:WIDTH]
 
 
-def main() -> int:
-    profile = " ".join(sys.argv[1:])
-    counts = {}
-    try:
-        files.check_profile(profile)
-        for _, parameters in files.runs(files.files(profile)):
-            setting = resolve(parameters)
-            state, line = state_of(setting)
-            counts[state] = counts.get(state, 0) + 1
-            print(f"{state:8} {setting.name}-seed{setting.seed}" + (f"\n         {line}" if line else ""))
-    except InputError as error:
-        return failed(error, 2)
+def print_states(profile: str) -> None:
+    """Prints the state of every run of `profile` and the last line that it printed, and how many are in each state.
+
+    Raises:
+        InputError: no such profile, or a setting that cannot be used.
+    """
+    files.check_profile(profile)
+    counts = Counter()
+    for setting in files.list_runs(profile):
+        state, line = find_state(setting)
+        counts[state] += 1
+        print(f"{state:8} {setting.name}-seed{setting.seed}" + (f"\n         {line}" if line else ""))
     print(f"{profile}: " + ", ".join(f"{count} {state}" for state, count in sorted(counts.items())))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

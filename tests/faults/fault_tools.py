@@ -43,7 +43,7 @@ def environment_with(**variables: str) -> dict[str, str]:
 
 
 def make(checkout: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    """`make` in `checkout`, with its own dwa_core."""
+    """`make` in `checkout`, with its own packages."""
     variables = environment_with(PYTHONPATH=str(checkout), **environment)
     return subprocess.run(
         ["make", *arguments], cwd=checkout, env=variables, capture_output=True, text=True, check=False

@@ -1,4 +1,4 @@
-"""Damaged, foreign and outdated files: each is named, set aside and made anew, and never used."""
+"""Damaged, foreign and outdated files: each is named, set aside and made again, and never used."""
 
 import json
 import random
@@ -9,12 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dwa_core import data, distilled, store, synthesize, teacher
+from dwa_paper.runs import real, sets, store, teachers
+from dwa_paper.runs.checkpoint import Checkpoint
 
 FILES = {
     "data": ("images.safetensors", "record.json", store.SUMS),
     "teachers": ("model.safetensors", "record.json", store.SUMS),
-    "distilled": (distilled.PARQUET, "README.md", "record.json", store.SUMS),
+    "distilled": (sets.PARQUET, "README.md", "record.json", store.SUMS),
 }
 PLACES = [(kind, name) for kind, names in FILES.items() for name in names]
 
@@ -23,20 +24,20 @@ def small(tiny_setting, **differences):
     return tiny_setting(network="convnet-8", teacher={"epochs": 1}, synthesis={"iterations": 2}, **differences)
 
 
-def make_all(setting, cpu):
+def make_all(setting, compute):
     """All three kinds of artifacts, made or loaded: teacher and distilled set."""
-    real = data.load("digits", setting.images, cpu)
-    trained = teacher.train_or_load(setting, real, cpu)
-    return trained, synthesize.synthesize_or_load(setting, real, trained, cpu)
+    digits = real.load("digits", setting.images, compute.device)
+    trained = teachers.load_or_train(setting, digits, compute)
+    return trained, sets.load_or_synthesize(setting, digits, trained, compute)
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory, tiny_setting, cpu):
+def made(tmp_path_factory, tiny_setting, compute):
     """A root with one artifact of each kind, and the folders of them by kind."""
     root = tmp_path_factory.mktemp("made")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DWA_ROOT", str(root))
-        make_all(small(tiny_setting), cpu)
+        make_all(small(tiny_setting), compute)
     return root
 
 
@@ -61,8 +62,8 @@ def flip_a_bit(path: Path, chance: random.Random) -> None:
 def caught(folder: Path, capsys) -> bool:
     """Whether the store names the artifact, sets it aside and does not find it."""
     found = store.find(folder.parent.name, folder.name)
-    told = capsys.readouterr().out
-    return found is None and not folder.exists() and str(folder) in told and "set aside as" in told
+    printed = capsys.readouterr().out
+    return found is None and not folder.exists() and str(folder) in printed and "set aside as" in printed
 
 
 @pytest.mark.parametrize("spoil", [truncate, flip_a_bit])
@@ -76,19 +77,19 @@ def test_damaged_file_is_caught(kind, name, spoil, copied, capsys):
 
 @pytest.mark.whole
 def test_random_damage_is_caught(copied, capsys):
-    chance, planted, answered = random.Random(5), 0, 0
+    chance, planted, caught_in_all = random.Random(5), 0, 0
     for spoil, kind, name in [(s, *place) for s in (truncate, flip_a_bit) for place in PLACES for _ in range(25)]:
         folder = copied[kind]
         good = folder.with_name(f".{folder.name}.good")
         shutil.copytree(folder, good)
         spoil(folder / name, chance)
         planted += 1
-        answered += caught(folder, capsys)
+        caught_in_all += caught(folder, capsys)
         shutil.rmtree(folder, ignore_errors=True)
         good.rename(folder)
     with capsys.disabled():
-        print(f"\ncorruptions caught: {answered} of {planted}")
-    assert answered == planted
+        print(f"\ncorruptions caught: {caught_in_all} of {planted}")
+    assert caught_in_all == planted
 
 
 def test_sums_that_lack_their_last_byte_are_caught(copied, capsys):
@@ -110,8 +111,8 @@ def test_missing_file_is_caught(kind, name, copied, capsys):
 
 
 @pytest.mark.parametrize("kind", ["teachers", "distilled"])
-def test_artifacts_swapped_between_settings_are_caught(kind, copied, tiny_setting, cpu, capsys):
-    make_all(small(tiny_setting, seed=1, precision="bf16"), cpu)
+def test_artifacts_swapped_between_settings_are_caught(kind, copied, tiny_setting, compute, capsys):
+    make_all(small(tiny_setting, seed=1, precision="bf16"), compute._replace(precision=torch.bfloat16))
     first, second = sorted(path for path in copied[kind].parent.iterdir() if path.is_dir())
     first.rename(first.with_name("between"))
     second.rename(first)
@@ -148,14 +149,14 @@ def test_damaged_published_artifact_is_named_and_left_where_it_is(copied, own_ro
     assert published.is_dir()
 
 
-def test_what_was_set_aside_is_made_anew_to_the_same_bytes(copied, tiny_setting, cpu, capsys):
+def test_what_was_set_aside_is_made_again_to_the_same_bytes(copied, tiny_setting, compute, capsys):
     sums = {kind: store.file_checksums(folder) for kind, folder in copied.items()}
     for kind, folder in copied.items():
         flip_a_bit(folder / FILES[kind][0], random.Random(1))
-    make_all(small(tiny_setting), cpu)
-    told = capsys.readouterr().out
+    make_all(small(tiny_setting), compute)
+    printed = capsys.readouterr().out
     for kind, folder in copied.items():
-        assert f"{folder}: {FILES[kind][0]} is damaged; set aside" in told
+        assert f"{folder}: {FILES[kind][0]} is damaged; set aside" in printed
         assert store.file_checksums(folder) == sums[kind]
 
 
@@ -163,7 +164,7 @@ def test_what_was_set_aside_is_made_anew_to_the_same_bytes(copied, tiny_setting,
 
 
 def saved(own_root) -> Path:
-    store.Checkpoint("stage").save({"weights": torch.arange(1000.0)}, {"curve": [1, 2]})
+    Checkpoint("stage").save({"weights": torch.arange(1000.0)}, {"curve": [1, 2]})
     return own_root / "artifacts" / "checkpoints" / "stage.safetensors"
 
 
@@ -173,7 +174,7 @@ def test_damaged_checkpoint_is_caught(spoil, own_root, cpu, capsys):
     for _ in range(40):
         path = saved(own_root)
         spoil(path, chance)
-        checkpoint = store.Checkpoint("stage")
+        checkpoint = Checkpoint("stage")
         assert checkpoint.load(cpu) is None
         checkpoint.remove()
         assert f"{path}: the checkpoint is damaged" in capsys.readouterr().out
@@ -182,7 +183,7 @@ def test_damaged_checkpoint_is_caught(spoil, own_root, cpu, capsys):
 def test_checkpoint_of_another_stage_is_caught(own_root, cpu, capsys):
     path = saved(own_root)
     path.rename(path.with_name("other.safetensors"))
-    assert store.Checkpoint("other").load(cpu) is None
+    assert Checkpoint("other").load(cpu) is None
     assert "of another run" in capsys.readouterr().out
 
 
@@ -191,5 +192,5 @@ def test_checkpoint_of_an_older_form_is_caught(own_root, cpu, capsys):
     tensors = load_file(path)
     text = json.dumps({"curve": [1, 2], "seconds": 3.0})
     save_file({**tensors, "state": torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)}, path)
-    assert store.Checkpoint("stage").load(cpu) is None
+    assert Checkpoint("stage").load(cpu) is None
     assert "set aside" in capsys.readouterr().out

@@ -8,8 +8,9 @@ import sys
 import pytest
 from fault_tools import REPOSITORY, environment_with
 
-from dwa_core import data, relabel, store, synthesize, teacher
-from dwa_core.records import find_record
+from dwa_core.errors import StorageError
+from dwa_paper.runs import real, sets, store, students, teachers
+from dwa_paper.runs.records import find_record
 
 
 def mount(folder, *options: str) -> None:
@@ -29,11 +30,11 @@ def small_disk(tmp_path, monkeypatch):
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def run_all(setting, cpu):
-    real = data.load("digits", setting.images, cpu)
-    trained = teacher.train_or_load(setting, real, cpu)
-    distilled = synthesize.synthesize_or_load(setting, real, trained, cpu)
-    return relabel.evaluate(setting, real, trained, distilled, cpu)
+def run_all(setting, compute):
+    digits = real.load("digits", setting.images, compute.device)
+    trained = teachers.load_or_train(setting, digits, compute)
+    distilled = sets.load_or_synthesize(setting, digits, trained, compute)
+    return students.evaluate(setting, digits, [digits], [trained], [distilled], compute)
 
 
 def unfinished(folder) -> list[str]:
@@ -46,7 +47,7 @@ def unfinished(folder) -> list[str]:
 
 @pytest.mark.parametrize(("checkpoint_seconds", "places"), [(0, 2), (3600, 3)])
 def test_disk_that_fills_up_ends_with_one_line_wherever_it_happens(
-    checkpoint_seconds, places, small_disk, tiny_setting, cpu, monkeypatch
+    checkpoint_seconds, places, small_disk, tiny_setting, compute, monkeypatch
 ):
     monkeypatch.setenv("DWA_CHECKPOINT_SECONDS", str(checkpoint_seconds))
     setting = tiny_setting(
@@ -58,13 +59,13 @@ def test_disk_that_fills_up_ends_with_one_line_wherever_it_happens(
     for kilobytes in (0, 1000, *range(0, 400, 4)):
         if len(reached) == 2:
             filler.unlink()
-            data.load("digits", setting.images, cpu)
+            real.load("digits", setting.images, compute.device)
         filler.unlink(missing_ok=True)
         filler.write_bytes(b"\0" * (shutil.disk_usage(small_disk).free - kilobytes * 1024))
         try:
-            record = run_all(setting, cpu)
+            record = run_all(setting, compute)
             break
-        except store.StorageError as error:
+        except StorageError as error:
             reached.append(str(error))
         assert unfinished(small_disk) == []
     for line in reached:
@@ -76,10 +77,10 @@ def test_disk_that_fills_up_ends_with_one_line_wherever_it_happens(
 
 
 @pytest.mark.whole
-def test_runner_on_a_disk_that_is_full(small_disk):
+def test_command_on_a_disk_that_is_full(small_disk):
     (small_disk / "filler").write_bytes(b"\0" * (4 * 1024 * 1024 - 300 * 1024))
     done = subprocess.run(
-        [sys.executable, str(REPOSITORY / "notebooks" / "run.py"), "settings/demo/digits-sre2l-ipc10.yaml"],
+        [sys.executable, "-m", "dwa_paper", "run", "results/demo/digits-sre2l-ipc10-seed0.json"],
         cwd=REPOSITORY,
         env=environment_with(DWA_ROOT=str(small_disk), PYTHONPATH=str(REPOSITORY)),
         capture_output=True,
@@ -93,10 +94,10 @@ def test_runner_on_a_disk_that_is_full(small_disk):
     assert unfinished(small_disk) == []
 
 
-def test_read_only_disk(small_disk, tiny_setting, cpu):
+def test_read_only_disk(small_disk, tiny_setting, compute):
     mount(small_disk, "-o", "remount,ro")
-    with pytest.raises(store.StorageError, match="cannot be written; Read-only file system"):
-        run_all(tiny_setting(), cpu)
+    with pytest.raises(StorageError, match="cannot be written; Read-only file system"):
+        run_all(tiny_setting(), compute)
 
 
 def full(*_, **__):
@@ -104,11 +105,11 @@ def full(*_, **__):
 
 
 @pytest.mark.parametrize("writer", ["save_file", "seal"])
-def test_no_room_for_a_teacher(writer, tiny_setting, digits, cpu, monkeypatch, own_root):
-    """The same without a disk to fill, for whoever may not mount one."""
-    monkeypatch.setattr(teacher if writer == "save_file" else store, writer, full)
-    with pytest.raises(store.StorageError, match="No space left on device"):
-        teacher.train_or_load(tiny_setting(network="convnet-8", teacher={"epochs": 1}), digits, cpu)
+def test_no_room_for_a_teacher(writer, tiny_setting, digits, compute, monkeypatch, own_root):
+    """The same without a disk to fill, for a user who may not mount one."""
+    monkeypatch.setattr(teachers if writer == "save_file" else store, writer, full)
+    with pytest.raises(StorageError, match="No space left on device"):
+        teachers.load_or_train(tiny_setting(network="convnet-8", teacher={"epochs": 1}), digits, compute)
     assert unfinished(own_root) == []
     assert not list(own_root.rglob("*.safetensors"))
 
@@ -118,6 +119,6 @@ def test_folder_that_vanishes_while_an_artifact_is_made(own_root):
         with store.new_artifact("teachers", "one"):
             shutil.rmtree(own_root)
 
-    with pytest.raises(store.StorageError, match="cannot be written; No such file or directory"):
+    with pytest.raises(StorageError, match="cannot be written; No such file or directory"):
         lose_everything()
     assert not own_root.exists()

@@ -1,7 +1,7 @@
 """What a user can get wrong: each is answered with one line and an exit code, and leaves everything as it was.
 
-The runner runs in this process, with the notebook's cells but without a kernel; a few cases go through make and a
-real kernel.
+The command line runs in this process, with the notebook's cells but without a kernel; a few cases go through make and
+a real kernel.
 """
 
 import importlib.metadata
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import papermill
 import pytest
 import torch
 import yaml
@@ -18,7 +19,7 @@ from fault_tools import make, snapshot
 from jupyter_client.kernelspec import NoSuchKernel
 from PIL import Image
 
-from dwa_core import stop
+from dwa_paper.runs import real, stop
 
 GOOD = {"preset": "digits", "method": "dwa", "ipc": 1, "network": "convnet-8", "device": "cpu"}
 
@@ -33,16 +34,12 @@ def place(tmp_path, own_root, monkeypatch):
 
 
 @pytest.fixture
-def refusal(runner, place, monkeypatch, capsys):
-    """A function that runs the runner, checks all that every refusal has in common, and returns its line."""
+def refusal(command, place, capsys):
+    """A function that runs a command, checks all that every refusal has in common, and returns its line."""
 
     def ask(*arguments, code: int = 2) -> str:
-        monkeypatch.setattr("sys.argv", ["run.py", *map(str, arguments)])
         before = snapshot(place)
-        try:
-            returned = runner.main()
-        except SystemExit as left:  # as argparse leaves
-            returned = left.code
+        returned = command(*arguments)
         line = capsys.readouterr().err
         assert returned == code, line
         assert line.startswith("error: ")
@@ -114,9 +111,14 @@ TEXTS = {
     "list instead of a mapping": ("- preset: digits\n", "not a YAML mapping"),
     "empty file": ("", "not a YAML mapping"),
     "YAML that does not parse": ("preset: [digits\n", "not YAML"),
-    "seeds over several lines": (
-        "profile: trial\nname: bad\npreset: digits\nseeds:\n- 0\n- 1\n",
-        "must stand on a line as in `seeds: [0, 1, 2]`",
+    "seeds that are no list": ("profile: trial\nname: bad\npreset: digits\nseeds: 3\n", "seeds: 3 is not allowed"),
+    "a product that is no list": (
+        "profile: trial\nname: bad\npreset: digits\nshown_in: table-1\n",
+        "shown_in: 'table-1' is not allowed",
+    ),
+    "a command for a seed": (
+        "profile: trial\nname: bad\npreset: digits\nseeds: [0&touch x]\n",
+        "seeds.0: '0&touch x' is not allowed",
     ),
     "no seeds": ("profile: trial\nname: bad\npreset: digits\nseeds: []\n", "seeds: [] is not allowed"),
     "the same seed twice": ("profile: trial\nname: bad\npreset: digits\nseeds: [1, 1]\n", "seeds: [1, 1]"),
@@ -126,27 +128,29 @@ TEXTS = {
 @pytest.mark.parametrize("case", SETTINGS)
 def test_bad_setting(case, refusal, place):
     changed, expected = SETTINGS[case]
-    assert expected in refusal(settings_file(place, **changed))
+    assert expected in refusal("run", settings_file(place, **changed))
 
 
 @pytest.mark.parametrize("case", TEXTS)
 def test_bad_settings_file(case, refusal, place):
     text, expected = TEXTS[case]
-    assert expected in refusal(settings_file(place, text))
+    assert expected in refusal("run", settings_file(place, text))
 
 
 def test_settings_file_that_is_not_text(refusal, place):
     path = settings_file(place, "")
     path.write_bytes(b"\x89PNG\xff\xfe")
-    assert "not YAML" in refusal(path)
+    assert "not YAML" in refusal("run", path)
 
 
 def test_settings_file_that_is_not_there(refusal, place):
-    assert "cannot be read; No such file" in refusal(place / "trial" / "none.yaml")
+    assert "cannot be read; No such file" in refusal("run", place / "trial" / "none.yaml")
 
 
 def test_settings_file_that_is_a_folder(refusal, place):
-    assert "cannot be read; Is a directory" in refusal(place / "trial")
+    (place / "trial" / "folder.yaml").mkdir()
+    assert "cannot be read; Is a directory" in refusal("run", place / "trial" / "folder.yaml")
+    assert "is not known; allowed: demo, " in refusal("run", place / "trial")
 
 
 # --------------------------------------------------------------------------------- parameters, command line
@@ -154,22 +158,50 @@ def test_settings_file_that_is_a_folder(refusal, place):
 
 @pytest.mark.parametrize("arguments", [["--seed", "two"], ["--seed", "-1"], ["--max-minutes", "soon"], ["--fast"]])
 def test_bad_argument(arguments, refusal, place):
-    line = refusal(settings_file(place), *arguments)
+    line = refusal("run", settings_file(place), *arguments)
     assert arguments[0].strip("-").partition("-")[0] in line
 
 
-def test_unknown_profile_of_a_table(refusal):
-    assert "profile: 'papre' is not known" in refusal("notebooks/table_01.ipynb", "--profile", "papre")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["draw", "table-1", "--profile", "papre"],
+        ["missing", "papre"],
+        *([name, "papre"] for name in ("plan", "status", "verify", "publish")),
+        ["run", "results/papre/a.json"],
+    ],
+)
+def test_unknown_profile(arguments, refusal):
+    assert refusal(*arguments).startswith("error: profile: 'papre' is not known; allowed: demo, ")
 
 
-def test_papermill_parameter_that_the_notebook_does_not_know(refusal, runner, place, monkeypatch):
-    execute = runner.execute_notebook
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ([], "the following arguments are required: COMMAND"),
+        (["paint"], "invalid choice: 'paint'"),
+        (["plan"], "the following arguments are required: profile"),
+        (["run", "results/demo/none.json"], "results/demo/none.json: no setting of this name"),
+        (["draw", "table-7"], "table-7: no notebook of this name; allowed: figure-accuracy, "),
+        (["draw", "setting"], "setting: no notebook of this name"),
+        (["missing", "demo", "table-7"], "table-7: no table or figure of this name"),
+        (["share", "none"], "none: no such distilled set"),
+        (["share", "none", "--format", "zip"], "format: zip is not known; allowed: parquet, imagefolder, tensors"),
+        (["share", "none", "--soft-labels", "two"], "soft-labels: two is not known; allowed: one, epochs"),
+    ],
+)
+def test_bad_command(arguments, text, refusal):
+    assert text in refusal(*arguments)
+
+
+def test_papermill_parameter_that_the_notebook_does_not_know(refusal, place, monkeypatch):
+    execute = papermill.execute_notebook
 
     def with_one_more(path, output, parameters, **rest):
         execute(path, output, {**parameters, "epochs": 5}, **rest)
 
-    monkeypatch.setattr(runner, "execute_notebook", with_one_more)
-    assert "epochs: unknown parameter; allowed here: authors, best, dataset" in refusal(settings_file(place))
+    monkeypatch.setattr(papermill, "execute_notebook", with_one_more)
+    assert "epochs: unknown parameter; allowed here: authors, best, dataset" in refusal("run", settings_file(place))
 
 
 # ------------------------------------------------------------------------------------------------- data
@@ -294,7 +326,7 @@ def with_labels_that_are_plain_numbers(place):
 def test_bad_data_folder(spoilt, refusal, place, monkeypatch):
     monkeypatch.setenv("DWA_DATA", str(place / "data"))
     expected = spoilt(place)
-    assert expected in refusal(settings_file(place, dataset="own", ipc=2))
+    assert expected in refusal("run", settings_file(place, dataset="own", ipc=2))
 
 
 # ------------------------------------------------------------------------------------------- environment
@@ -302,24 +334,24 @@ def test_bad_data_folder(spoilt, refusal, place, monkeypatch):
 
 def test_data_folder_that_is_not_there(refusal, place, monkeypatch):
     monkeypatch.setenv("DWA_DATA", str(place / "nowhere"))
-    assert "DWA_DATA: " in refusal(settings_file(place))
+    assert "DWA_DATA: " in refusal("run", settings_file(place))
 
 
 @pytest.mark.parametrize("value", ["often", "-1", "nan", "inf"])
 def test_bad_checkpoint_clock(value, refusal, place, monkeypatch):
     monkeypatch.setenv("DWA_CHECKPOINT_SECONDS", value)
-    assert f"DWA_CHECKPOINT_SECONDS: '{value}' is not allowed" in refusal(settings_file(place))
+    assert f"DWA_CHECKPOINT_SECONDS: '{value}' is not allowed" in refusal("run", settings_file(place))
 
 
 def test_cuda_that_is_not_there(refusal, place, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert "device: 'cuda' is not available here" in refusal(settings_file(place, device="cuda"))
+    assert "device: 'cuda' is not available here" in refusal("run", settings_file(place, device="cuda"))
 
 
 def test_library_that_is_too_old(refusal, place, monkeypatch):
     found = importlib.metadata.version
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "1.13.1" if name == "torch" else found(name))
-    assert "torch 1.13.1 is here, torch>=" in refusal(settings_file(place))
+    assert "torch 1.13.1 is here, torch>=" in refusal("run", settings_file(place))
 
 
 def test_library_that_is_missing(refusal, place, monkeypatch):
@@ -331,32 +363,32 @@ def test_library_that_is_missing(refusal, place, monkeypatch):
         return found(name)
 
     monkeypatch.setattr(importlib.metadata, "version", version)
-    assert "datasets is not installed" in refusal(settings_file(place))
+    assert "datasets is not installed" in refusal("run", settings_file(place))
 
 
-def test_kernel_that_is_missing(refusal, runner, place, monkeypatch):
+def test_kernel_that_is_missing(refusal, place, monkeypatch):
     def execute(*_, **__):
         raise NoSuchKernel("python3")
 
-    monkeypatch.setattr(runner, "execute_notebook", execute)
-    assert "the Jupyter kernel python3 is missing" in refusal(settings_file(place))
+    monkeypatch.setattr(papermill, "execute_notebook", execute)
+    assert "the Jupyter kernel python3 is missing" in refusal("run", settings_file(place))
 
 
 def test_file_where_the_results_should_go(refusal, place, own_root):
     (own_root / "results").write_text("in the way")
-    assert "results" in refusal(settings_file(place), code=1)
+    assert "results" in refusal("run", settings_file(place), code=1)
 
 
 def test_file_where_the_artifacts_should_go(refusal, place, own_root):
     (own_root / "artifacts").write_text("in the way")
-    assert "cannot be written; Not a directory" in refusal(settings_file(place), code=1)
+    assert "cannot be written; Not a directory" in refusal("run", settings_file(place), code=1)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_folder_without_permission_to_write(refusal, place, own_root):
     own_root.chmod(0o555)
     try:
-        assert "Permission denied" in refusal(settings_file(place), code=1)
+        assert "Permission denied" in refusal("run", settings_file(place), code=1)
     finally:
         own_root.chmod(0o755)
 
@@ -365,27 +397,27 @@ def test_folder_without_permission_to_write(refusal, place, own_root):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"setting": {}, "accuracy": {}}', '{"setting": 1}'])
-def test_damaged_record_counts_as_not_run(text, runner, own_root, monkeypatch, capsys):
+def test_damaged_record_counts_as_not_run(text, command, own_root, capsys):
     path = own_root / "results" / "demo" / "digits-dwa-ipc10-seed0.json"
     path.parent.mkdir(parents=True)
     path.write_text(text)
-    monkeypatch.setattr("sys.argv", ["run.py", "notebooks/table_01.ipynb", "--profile", "demo"])
-    assert runner.main() == 0
-    told = capsys.readouterr().out
-    assert re.search(r"Not run yet:\n(  .*\n)*  make results/demo/digits-dwa-ipc10-seed0.json\n", told)
+    assert command("draw", "table-1") == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"Not run yet:\n(  .*\n)*  make results/demo/digits-dwa-ipc10-seed0.json\n", printed)
 
 
 # ------------------------------------------------------------------------------- through make and a kernel
 
 
-def answered_by_make(checkout: Path, *arguments: str, **environment: str) -> str:
-    """What the runner says through make; make adds lines of its own, which begin with its name."""
-    before = snapshot(checkout / "settings", checkout / "results", checkout / "dwa_core", checkout / "figures")
+def refused_by_make(checkout: Path, *arguments: str, **environment: str) -> str:
+    """What Python prints on stderr through make; make adds lines of its own, which begin with its name."""
+    folders = [checkout / name for name in ("settings", "results", "figures", "dwa_core", "dwa_paper")]
+    before = snapshot(*folders)
     done = make(checkout, *arguments, **environment)
     assert done.returncode == 2
-    lines = [line for line in done.stderr.splitlines() if not line.startswith("make: ***")]
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("make")]
     assert len(lines) == 1, done.stderr
-    after = snapshot(checkout / "settings", checkout / "results", checkout / "dwa_core", checkout / "figures")
+    after = snapshot(*folders)
     assert {path for path in after if "__pycache__" not in str(path)} == {
         path for path in before if "__pycache__" not in str(path)
     }
@@ -398,9 +430,9 @@ def own_settings(checkout):
     folder = checkout / "settings" / "trial"
     folder.mkdir()
 
-    def write(name: str = "bad.yaml", **changed) -> None:
+    def write(file: str = "bad.yaml", **changed) -> None:
         text = yaml.safe_dump({"profile": "trial", "name": "bad", **GOOD, **changed})
-        (folder / name).write_text(text)
+        (folder / file).write_text(text)
 
     yield write
     for path in folder.iterdir():
@@ -410,54 +442,46 @@ def own_settings(checkout):
 
 def test_make_answers_a_bad_setting(checkout, own_settings):
     own_settings(ipc=0)
-    assert "error: ipc: 0 is not allowed" in answered_by_make(checkout, "results/trial/bad.json")
+    assert "error: ipc: 0 is not allowed" in refused_by_make(checkout, "results/trial/bad.json")
 
 
 def test_make_answers_what_a_real_kernel_finds(checkout, own_settings, tmp_path):
     (tmp_path / "data").mkdir()
     own_settings(dataset="own", ipc=2)
     expected = with_one_image_too_few(tmp_path)
-    line = answered_by_make(checkout, "results/trial/bad.json", DWA_DATA=str(tmp_path / "data"))
+    line = refused_by_make(checkout, "results/trial/bad.json", DWA_DATA=str(tmp_path / "data"))
     assert line == f"error: {expected}"
 
 
 def test_make_answers_a_settings_file_with_a_space_in_its_name(checkout, own_settings):
-    own_settings("my own.yaml")
-    done = make(checkout, "reproduce")
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    assert "the name of a file may not hold a space" in done.stderr
+    own_settings("my own.yaml", name="my own")
+    assert "name: 'my own' is not allowed; only letters" in refused_by_make(checkout, "reproduce", "PROFILE=trial")
 
 
 def test_make_answers_a_settings_file_that_is_not_there(checkout):
-    done = make(checkout, "results/demo/none.json")
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    assert "No rule to make target" in done.stderr
+    line = refused_by_make(checkout, "results/demo/none.json")
+    assert line == "error: results/demo/none.json: no setting of this name; make plan PROFILE=demo lists them"
 
 
 # ------------------------------------------------------------------------------------------ out of time
 
 
-def test_budget_ends_a_run_with_75_and_the_next_one_goes_on(runner, place, own_root, monkeypatch, capsys):
+def test_budget_ends_a_run_with_75_and_the_next_one_continues(command, place, own_root, monkeypatch, capsys):
     monkeypatch.setattr(stop, "budget_end", stop.budget_end)  # put back at the end, for the tests that follow
     path = settings_file(place, max_minutes=1e-9, teacher={"epochs": 1}, synthesis={"iterations": 1})
-    monkeypatch.setattr("sys.argv", ["run.py", str(path)])
     for _ in range(2):
-        assert runner.main() == 75
-        assert capsys.readouterr().err == "error: stopped by max_minutes 1e-09; the same command goes on\n"
+        assert command("run", path) == 75
+        assert capsys.readouterr().err == "error: stopped by max_minutes 1e-09; run the same command to continue\n"
     assert len(list((own_root / "artifacts" / "checkpoints").iterdir())) == 1
     # A budget that is used up before the run begins is answered without a kernel.
-    monkeypatch.setattr(runner, "execute_notebook", lambda *_, **__: pytest.fail("started"))
-    monkeypatch.setattr("sys.argv", ["run.py", str(path), "--max-minutes", "5", "--since", "0"])
-    assert runner.main() == 75
+    monkeypatch.setattr(papermill, "execute_notebook", lambda *_, **__: pytest.fail("started"))
+    assert command("run", path, "--max-minutes", "5", "--since", "0") == 75
 
 
-def test_make_out_of_time_says_to_call_again(checkout):
+def test_make_out_of_time_says_how_to_continue(checkout):
     done = make(checkout, "results/demo/digits-dwa-ipc10.json", "MAX_MINUTES=0")
     assert done.returncode == 2
-    assert "call me again: make results/demo/digits-dwa-ipc10.json MAX_MINUTES=0" in done.stdout
-    assert "error: stopped by max_minutes 0; the same command goes on" in done.stderr
+    assert "error: stopped by max_minutes 0; run the same command to continue" in done.stderr
     assert "Error 75" in done.stderr
 
 
@@ -465,8 +489,6 @@ def test_make_out_of_time_says_to_call_again(checkout):
 
 
 def test_grey_16_bit_and_transparent_images_are_good(place, monkeypatch, cpu, tiny_setting):
-    from dwa_core import data
-
     folder = tree(place)
     wide = np.arange(0, 256, dtype=np.uint16).reshape(16, 16) * 257
     Image.fromarray(wide).save(folder / "train" / "a" / "0.png")
@@ -475,7 +497,7 @@ def test_grey_16_bit_and_transparent_images_are_good(place, monkeypatch, cpu, ti
         folder / "train" / "b" / "0.png"
     )
     monkeypatch.setenv("DWA_DATA", str(place / "data"))
-    found = data.load("own", tiny_setting().images, cpu).train.images_uint8[:3]
+    found = real.load("own", tiny_setting().images, cpu).train.images_uint8[:3]
     expected = torch.arange(256, dtype=torch.uint8).view(16, 16, 1).expand(16, 16, 3)
     for image in found:
         assert torch.equal(image, expected)

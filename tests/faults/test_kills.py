@@ -16,7 +16,8 @@ import psutil
 import pytest
 from fault_tools import REPOSITORY, environment_with
 
-from dwa_core import data, relabel, settings, store, synthesize, teacher
+from dwa_paper.runs import real, sets, store, students, teachers
+from dwa_paper.settings.schema import Setting
 
 STAGES = ("teacher", "synthesis", "student")
 # The lines of a run's log after which a stage begins; the last ends the run.
@@ -56,7 +57,7 @@ def kill_and_resume(start, log: Path, quota: dict[str, int], longest: float, cha
                 awaited, moment = stage, time.monotonic() + chance.uniform(0, longest)
             if stage is not None and kills[stage] < quota[stage] and time.monotonic() >= moment:
                 kill()
-                # What the log says now is what counts: the run may have gone on while we made up our mind.
+                # What the log says now is what counts: the run may have continued meanwhile.
                 kills[stage_of(log) or "end"] += 1
                 break
             time.sleep(0.005)
@@ -87,22 +88,22 @@ def without_times(record: dict) -> dict:
 # ------------------------------------------------------------------------------------------ the short form
 
 
-def run_here(setting: settings.Setting, root: Path, log: Path, cpu) -> None:
-    """One run in a process of its own, forked from this one so that nothing is imported anew; logs as a run does."""
+def run_here(setting: Setting, root: Path, log: Path, compute) -> None:
+    """One run in a process of its own, forked from this one so that nothing is imported again; logs as a run does."""
     os.environ["DWA_ROOT"] = str(root)
     sys.stdout = log.open("w", buffering=1)
     os.environ["DWA_CHECKPOINT_SECONDS"] = "0.05"
-    real = data.load("digits", setting.images, cpu)
-    print(f"digits: {len(real.train)} training and {len(real.test)} test images")
-    trained = teacher.train_or_load(setting, real, cpu)
+    digits = real.load("digits", setting.images, compute.device)
+    print(f"digits: {len(digits.train)} training and {len(digits.test)} test images")
+    trained = teachers.load_or_train(setting, digits, compute)
     print(f"{trained.artifact}: {trained.record['accuracy']['top1']:.1f} %")
-    distilled = synthesize.synthesize_or_load(setting, real, trained, cpu)
+    distilled = sets.load_or_synthesize(setting, digits, trained, compute)
     print(f"{distilled.artifact}: {len(distilled.labels)} images, ")
-    relabel.evaluate(setting, real, trained, distilled, cpu)
+    students.evaluate(setting, digits, [digits], [trained], [distilled], compute)
     print("record: written")
 
 
-def test_killed_runs_end_as_an_unbroken_one(tiny_setting, tmp_path, cpu):
+def test_killed_runs_end_as_an_unbroken_one(tiny_setting, tmp_path, compute):
     setting = tiny_setting(
         ipc=3,
         synthesis={"iterations": 40, "classes_per_batch": 5, "weights_between_class_batches": "kept"},
@@ -111,7 +112,7 @@ def test_killed_runs_end_as_an_unbroken_one(tiny_setting, tmp_path, cpu):
     fork, log = multiprocessing.get_context("fork"), tmp_path / "log"
 
     def start(root):
-        process = fork.Process(target=run_here, args=(setting, root, log, cpu))
+        process = fork.Process(target=run_here, args=(setting, root, log, compute))
         process.start()
 
         def kill():
@@ -138,7 +139,7 @@ def test_killed_runs_end_as_an_unbroken_one(tiny_setting, tmp_path, cpu):
 def test_killed_demo_runs_end_as_an_unbroken_one(tmp_path, capsys):
     """25 kills of one demo run through runner, papermill and kernel, at least 5 in each stage."""
     log = tmp_path / "log"
-    command = [sys.executable, str(REPOSITORY / "notebooks" / "run.py"), "settings/demo/digits-dwa-ipc10.yaml"]
+    command = [sys.executable, "-m", "dwa_paper", "run", "results/demo/digits-dwa-ipc10-seed0.json"]
 
     def start(root):
         variables = environment_with(

@@ -10,36 +10,36 @@ from pathlib import Path
 import pytest
 from fault_tools import make
 
-from dwa_core import data, store, teacher
+from dwa_paper.runs import real, store, teachers
 
 FORK = multiprocessing.get_context("fork")
 
 
-def train(setting, root: Path, number: int, cpu) -> None:
+def train(setting, root: Path, number: int, compute) -> None:
     """One of several processes that want the same teacher; leaves a file when it is the one that trains."""
     os.environ["DWA_ROOT"] = str(root)
-    original = teacher.train_and_store
+    original = teachers.train_and_store
 
     def noted(*arguments):
         (root / f"trained-by-{number}").touch()
         original(*arguments)
 
-    teacher.train_and_store = noted
-    teacher.train_or_load(setting, data.load("digits", setting.images, cpu), cpu)
+    teachers.train_and_store = noted
+    teachers.load_or_train(setting, real.load("digits", setting.images, compute.device), compute)
     (root / f"done-{number}").touch()
 
 
-def start(setting, root, cpu, numbers) -> list:
+def start(setting, root, compute, numbers) -> list:
     root.mkdir(exist_ok=True)
-    processes = [FORK.Process(target=train, args=(setting, root, number, cpu)) for number in numbers]
+    processes = [FORK.Process(target=train, args=(setting, root, number, compute)) for number in numbers]
     for process in processes:
         process.start()
     return processes
 
 
-def test_four_processes_train_one_teacher(tiny_setting, tmp_path, cpu):
+def test_four_processes_train_one_teacher(tiny_setting, tmp_path, compute):
     setting = tiny_setting(network="convnet-8", teacher={"epochs": 2})
-    for process in start(setting, tmp_path / "root", cpu, range(4)):
+    for process in start(setting, tmp_path / "root", compute, range(4)):
         process.join(120)
         assert process.exitcode == 0
     assert len(list((tmp_path / "root").glob("trained-by-*"))) == 1
@@ -55,13 +55,13 @@ def wait_for(pattern: str, root: Path) -> Path:
     return found[0]
 
 
-def killed_holder(tiny_setting, tmp_path, cpu) -> None:
+def killed_holder(tiny_setting, tmp_path, compute) -> None:
     """Three processes want one teacher; the one that trains it is killed, and another takes its place."""
     root = tmp_path / "root"
     setting = tiny_setting(network="convnet-8", teacher={"epochs": 15})
-    first = start(setting, root, cpu, [0])[0]
+    first = start(setting, root, compute, [0])[0]
     wait_for("trained-by-0", root)
-    others = start(setting, root, cpu, [1, 2])
+    others = start(setting, root, compute, [1, 2])
     time.sleep(0.3)
     first.kill()
     first.join()
@@ -73,17 +73,17 @@ def killed_holder(tiny_setting, tmp_path, cpu) -> None:
     assert len(list((root / "artifacts" / "teachers").glob("[!.]*"))) == 1
 
 
-def test_lock_of_a_killed_holder_is_taken_over(tiny_setting, tmp_path, cpu):
-    killed_holder(tiny_setting, tmp_path, cpu)
+def test_lock_of_a_killed_holder_is_taken_over(tiny_setting, tmp_path, compute):
+    killed_holder(tiny_setting, tmp_path, compute)
 
 
-def test_lock_of_a_killed_holder_is_taken_over_without_advisory_locks(tiny_setting, tmp_path, cpu, monkeypatch):
+def test_lock_of_a_killed_holder_is_taken_over_without_advisory_locks(tiny_setting, tmp_path, compute, monkeypatch):
     def unsupported(*_, **__):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(store.FileLock, "acquire", unsupported)
     monkeypatch.setattr(store, "LEASE_SECONDS", 1.5)
-    killed_holder(tiny_setting, tmp_path, cpu)
+    killed_holder(tiny_setting, tmp_path, compute)
 
 
 @pytest.mark.whole

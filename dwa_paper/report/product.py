@@ -1,0 +1,160 @@
+"""Products: tables and figures by name, the runs that each shows, its files, and whether they are current.
+
+A product has one name: `table-1` is notebooks/table-1.ipynb, `make table-1`, `shown_in: [table-1]`, and
+results/PROFILE/table-1.md and .csv; `figure-gain` is likewise figures/PROFILE/figure-gain.svg and .png. Neither torch
+nor pandas is imported here, so that a command knows at once what is missing.
+"""
+
+import hashlib
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+from dwa_core import recipe
+from dwa_paper.runs import notebook
+from dwa_paper.runs.records import find_record
+from dwa_paper.settings import files, presets
+from dwa_paper.settings.environment import root
+from dwa_paper.settings.schema import Setting
+
+HERE = Path(__file__).parent
+# What a product shows and how, beside its notebook and the records.
+SOURCES = [
+    *sorted(HERE.glob("*.py")),
+    *sorted(HERE.glob("published/*.csv")),
+    *map(Path, (presets.__file__, recipe.__file__)),
+]
+
+
+class Run(NamedTuple):
+    """One student: its setting as a record holds it, the command that makes its record, and that record or None."""
+
+    setting: dict
+    command: str
+    record: dict | None
+
+
+def runs_of(profile: str, product: str | None = None) -> list[Run]:
+    """Every run that the settings of `profile` ask for, in all or in `product`: setting by setting, seed by seed.
+
+    A record of other numbers than its setting now has counts as missing.
+    """
+    return [
+        Run(setting.recorded(), f"make results/{profile}/{setting.record_path().name}", find_record(setting))
+        for setting in files.list_runs(profile, product)
+    ]
+
+
+class Product:
+    """One table or figure in its notebook, whose heading is the title and whose last Markdown cell is the caption.
+
+    Args:
+        variables: the notebook's `globals()`, with its one parameter, the profile.
+
+    Raises:
+        InputError: an unknown parameter, or a profile without settings.
+    """
+
+    def __init__(self, name: str, variables: dict):
+        self.name, self.profile = name, notebook.read_profile(variables)
+        texts = read_cells(name, "markdown")
+        self.title = texts[0].partition("\n")[0].removeprefix("# ")
+        self.caption = " ".join(texts[-1].split())
+        # Before the records are read: one that comes later must not count as shown.
+        self.digest = digest(name, files.list_runs(self.profile))
+
+    @cached_property
+    def runs(self) -> list[Run]:
+        """The runs that it shows; the first look prints how many have records and how to make the others."""
+        runs = runs_of(self.profile, self.name)
+        missing = [run.command for run in runs if run.record is None]
+        print(f"{self.name}: {len(runs) - len(missing)} of {len(runs)} records are there")
+        if missing:
+            print("Not run yet:", *missing, sep="\n  ")
+        return runs
+
+    def write_table(self, frame, blocks: list):
+        """Writes the .csv from `frame`, and the .md from `blocks`, texts or frames of texts; returns it to be shown."""
+        from IPython.display import Markdown
+
+        markdown, csv = self._new_files()
+        frame.round(4).to_csv(csv, index=False)
+        tables = [
+            block if isinstance(block, str) else block.fillna("").to_markdown(index=False, disable_numparse=True)
+            for block in blocks
+        ]
+        texts = [f"# {self.title}, profile {self.profile}", self.caption, *tables]
+        markdown.write_text("\n\n".join([*filter(None, texts), f"<!-- drawn from {self.digest} -->"]) + "\n")
+        return Markdown(markdown.read_text())
+
+    def write_figure(self, figure) -> None:
+        """Writes the figure as .svg and .png, with title and caption in their metadata."""
+        save_figure(figure, self._new_files()[0], Title=self.title, Description=self.caption, Source=self.digest)
+
+    def _new_files(self) -> list[Path]:
+        paths = files_of(self.name, self.profile)
+        paths[0].parent.mkdir(parents=True, exist_ok=True)
+        print(*(path.relative_to(root()) for path in paths), sep="\n")
+        return paths
+
+
+def save_figure(figure, path: Path, **about: str) -> None:
+    """Writes the figure to `path`, which ends in .svg, and as .png; the same figure gives the same bytes."""
+    figure.savefig(path.with_suffix(".png"), dpi=150, metadata={**about, "Software": None})
+    figure.savefig(path, metadata={**about, "Date": None})
+
+
+def files_of(name: str, profile: str) -> list[Path]:
+    """The files of a product: .md and .csv of a table, .svg and .png of a figure."""
+    folder, endings = ("figures", ("svg", "png")) if name.startswith("figure-") else ("results", ("md", "csv"))
+    return [root() / folder / profile / f"{name}.{ending}" for ending in endings]
+
+
+# ----------------------------------------------------------------------------------------- what is current
+
+
+def products(runs: list[Setting]) -> list[str]:
+    """The products that a profile of these runs shows: those that they name, and those that read no records."""
+    named = {name for setting in runs for name in setting.shown_in}
+    return [name for name in files.list_products() if name in named or not reads_records(name)]
+
+
+def is_current(product: str, profile: str, runs: list[Setting]) -> bool:
+    """Whether the files of a product are there, and drawn from what is there now: records, notebook and code.
+
+    Args:
+        runs: all that the settings of `profile` ask for, as `files.list_runs` returns them.
+    """
+    drawn_from = digest(product, runs).encode()
+    return all(
+        path.is_file() and (path.suffix == ".csv" or drawn_from in path.read_bytes())
+        for path in files_of(product, profile)
+    )
+
+
+def digest(product: str, runs: list[Setting]) -> str:
+    """What a product is drawn from, as 10 hexadecimal digits: settings and records of its runs, its notebook, code."""
+    if reads_records(product):
+        chosen = [setting for setting in runs if product in setting.shown_in]
+        shown = [[setting.recorded(), checksum(setting.record_path())] for setting in chosen]
+    else:
+        shown = sorted({setting.preset for setting in runs})
+    parts = [product, shown, read_cells(product), [checksum(path) for path in SOURCES]]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file, or "missing"."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "missing"
+
+
+def read_cells(product: str, kind: str = "") -> list[str]:
+    """The texts of the cells of a product's notebook, or of those of one kind: "markdown" or "code"."""
+    notebook_cells = json.loads((files.NOTEBOOKS / f"{product}.ipynb").read_text())["cells"]
+    return ["".join(cell["source"]) for cell in notebook_cells if kind in cell["cell_type"]]
+
+
+def reads_records(product: str) -> bool:
+    """Whether a product's notebook asks for its runs; the hyper-parameters are there without any."""
+    return any("product.runs" in text for text in read_cells(product, "code"))

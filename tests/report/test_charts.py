@@ -1,0 +1,116 @@
+"""Charts and pictures from made-up records: what is drawn, read back from the figure."""
+
+import math
+
+import pytest
+
+from dwa_paper.report import charts, pictures
+from dwa_paper.report.product import runs_of
+from dwa_paper.settings import schema
+
+
+def test_gain_of_the_paper_and_ours(add):
+    add("dwa", 40.0, 41.0, 42.0, authors=True, ipc=50)
+    add("sre2l", 30.0, 33.0, 36.0, authors=True, ipc=50, method="sre2l")
+    axis = charts.gain_bars(runs_of("trial", "table-1")).axes[0]
+    # The paper: 53.1 ± 0.3 and 47.5 ± 0.5; ours 41 ± 1 and 33 ± 3.
+    assert [bar.get_height() for bar in axis.patches] == pytest.approx([5.6, 8.0])
+    reach = [collection.get_segments()[0] for collection in axis.collections]
+    assert [(high[1] - low[1]) / 2 for low, high in reach] == pytest.approx([math.sqrt(0.34), math.sqrt(10)])
+    assert [text.get_text() for text in axis.texts] == ["+5.6", "+8.0"]
+
+
+def test_gain_not_run_yet_shows_the_paper_alone(add):
+    add("dwa", authors=True, ipc=50)
+    add("sre2l", authors=True, ipc=50, method="sre2l")
+    axis = charts.gain_bars(runs_of("trial", "table-1")).axes[0]
+    assert [bar.get_height() for bar in axis.patches] == pytest.approx([5.6])
+
+
+def test_variance_curves_are_decoupled_and_coupled(add):
+    for r_var, accuracy in ((1.0, 40.0), (3.0, 44.0), (11.0, 48.0)):
+        add(f"r_var{r_var}", accuracy - 1, accuracy, accuracy + 1, synthesis={"r_var": r_var})
+    add("coupled", 41.0, seeds=[0], synthesis={"r_bn": 0.11, "r_var": 1.0})
+    axis = charts.variance_curves(runs_of("trial", "table-1")).axes[0]
+    decoupled, coupled = (container.lines[0] for container in axis.containers)
+    assert decoupled.get_xdata() == pytest.approx([0.01, 0.03, 0.11])
+    assert decoupled.get_ydata() == pytest.approx([40.0, 44.0, 48.0])
+    assert coupled.get_xdata() == pytest.approx([0.01, 0.11])
+    assert coupled.get_ydata() == pytest.approx([40.0, 41.0])
+
+
+def test_heat_map_over_steps_and_rho_leaves_cells_not_run_empty(add):
+    add("middle", 52.0, seeds=[0])
+    add("steps", 51.0, seeds=[0], synthesis={"steps": 4})
+    add("rho", 50.0, seeds=[0], synthesis={"rho": 0.005})
+    add("both", seeds=[0], synthesis={"steps": 4, "rho": 0.005})
+    add("another", 99.0, seeds=[0], synthesis={"r_var": 1.0})
+    axis = charts.steps_rho_map(runs_of("trial", "table-1")).axes[0]
+    assert [text.get_text() for text in axis.texts] == ["50.0", "52.0", "51.0"]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["12", "4"]
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["0.005", "0.015"]
+
+
+def test_distance_bars_show_the_same_classes_of_both_sets(add):
+    for name, shift, synthesis in (("decoupled", 0.5, {}), ("coupled", 0.1, {"r_bn": 0.11, "r_var": 1.0})):
+        by_class = [shift + label / 100 for label in range(20)]
+        add(name, 40.0, seeds=[0], synthesis=synthesis, record={"diversity": {"feature_distance_by_class": by_class}})
+    axis = charts.distance_bars(runs_of("trial", "table-1")).axes[0]
+    classes = [int(label.get_text()) for label in axis.get_xticklabels()]
+    assert len(set(classes)) == 10
+    decoupled, coupled = ([bar.get_height() for bar in container] for container in axis.containers)
+    assert decoupled == pytest.approx([0.5 + label / 100 for label in classes])
+    assert coupled == pytest.approx([0.1 + label / 100 for label in classes])
+
+
+def test_distance_bars_of_sets_that_differ_otherwise_are_all_drawn_with_labels_of_their_own(add):
+    for name, teacher in (("longer", {"epochs": 20}), ("shorter", {"epochs": 10})):
+        by_class = {"diversity": {"feature_distance_by_class": [0.5] * 10}}
+        add(name, 40.0, 41.0, seeds=[0, 1], teacher=teacher, record=by_class)
+    (axis,) = charts.distance_bars(runs_of("trial", "table-1")).axes
+    labels = [container.get_label() for container in axis.containers]
+    assert len(labels) == 2
+    assert sorted(label.split(",\n")[-1] for label in labels) == ["teacher of 10 epochs", "teacher of 20 epochs"]
+
+
+def test_alike_labels_name_the_first_thing_that_differs(bare_record):
+    def record_of(teacher, distilled, epochs=30, ipc=10):
+        setting = schema.resolve(
+            {"preset": "cifar10", "profile": "trial", "name": "a", "ipc": ipc, "teacher": {"epochs": epochs}}
+        )
+        return bare_record(setting, teacher={"artifact": teacher}, distilled={"artifact": distilled})
+
+    records = [
+        record_of("cifar10-a", "x-1"),
+        record_of("cifar10-a", "x-2"),
+        record_of("cifar10-b", "x-3"),
+        record_of("cifar10-c", "x-4", epochs=40),
+        record_of("cifar10-a", "x-5", ipc=50),
+    ]
+    assert charts.disambiguate(records, ["DWA", "DWA", "DWA", "DWA", "DWA"]) == [
+        "DWA,\nteacher of 30 epochs,\nteacher a,\nset 1",
+        "DWA,\nteacher of 30 epochs,\nteacher a,\nset 2",
+        "DWA,\nteacher of 30 epochs,\nteacher b",
+        "DWA,\nteacher of 40 epochs",
+        "DWA",
+    ]
+    assert charts.disambiguate(records[:2], ["SRe2L", "DWA"]) == ["SRe2L", "DWA"]
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        charts.accuracy_bars,
+        charts.gain_bars,
+        charts.variance_curves,
+        charts.distance_bars,
+        charts.steps_rho_map,
+        pictures.loss_curves,
+        pictures.gallery,
+        pictures.embedding,
+    ],
+)
+def test_figure_of_nothing_says_so(draw, add):
+    add("dwa", ipc=3)
+    (text,) = draw(runs_of("trial", "table-1")).axes[0].texts
+    assert "yet" in text.get_text() or "on this machine" in text.get_text()

@@ -1,0 +1,57 @@
+"""Labels and notes."""
+
+import pytest
+
+from dwa_paper.report import results
+from dwa_paper.report.product import Run, runs_of
+
+
+def test_notes_name_missing_images_and_teachers(add):
+    data = {"fingerprint": "0" * 64, "training_images": 49_000, "test_images": 9_500, "classes": 10}
+    add("dwa", 40.0, teacher={"epochs": 30}, record={"data": data})
+    notes = results.notes(runs_of("trial"))
+    assert "cifar10, resnet18: teacher.epochs is 30; the preset has 200." in notes
+    assert any("lacks 1,500 images of the official 50,000 and 10,000" in note for note in notes)
+
+
+def test_teacher_of_another_recipe_is_named_by_it_and_described_in_the_notes(add):
+    add("usual", 40.0, 40.0)
+    add("gvbsm", 50.0, seeds=[0], teacher={"recipe": "gvbsm", "test_every": 5})
+    add("shorter", 45.0, seeds=[0], teacher={"recipe": "gvbsm", "epochs": 3})
+    add("few-epochs", 42.0, seeds=[0], teacher={"epochs": 5})
+    runs = runs_of("trial")
+    frame = results.accuracies(runs).dropna(subset="accuracy").set_index("accuracy")
+    assert frame["variant"].to_dict() == {
+        40.0: "",
+        50.0: "G-VBSM's teacher",
+        45.0: "G-VBSM's teacher of 3 epochs",
+        42.0: "teacher of 5 epochs",
+    }
+    assert [line for line in results.notes(runs) if "teacher" in line] == [
+        "cifar10, resnet18: G-VBSM's teacher is trained with epochs 5, batch_size 64, learning_rate 0.05, "
+        "weight_decay 0.0, schedule constant.",
+        "cifar10, resnet18: teacher.epochs is 3; G-VBSM's teacher has 5.",
+        "cifar10, resnet18: teacher.epochs is 5; the preset has 200.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "classes", "tests", "expected"),
+    [
+        (10.0, 10, 500, True),
+        (13.9, 10, 500, True),
+        (14.1, 10, 500, False),
+        (1.2, 100, 10_000, True),
+        (5, 100, 10_000, False),
+    ],
+)
+def test_chance_is_three_standard_deviations_of_guessing(accuracy, classes, tests, expected):
+    assert results.is_at_chance(accuracy, classes, tests) is expected
+
+
+def test_student_at_chance_is_flagged_under_the_table(tiny_setting):
+    setting = tiny_setting().recorded()
+    images = {"training_images": 1297, "test_images": 500, "classes": 10}
+    for accuracy, flagged in ((11.0, True), (60.0, False)):
+        record = {"setting": setting, "data": images, "accuracy": {"reported": accuracy}}
+        assert any("chance" in line for line in results.notes([Run(setting, "", record)])) is flagged

@@ -1,0 +1,127 @@
+"""Watching runs: what make status prints, and TensorBoard."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from dwa_paper.runs import runner, sets, store, watch
+from dwa_paper.tools import status
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def written(own_root):
+    """A function that leaves a notebook with the given outputs in the place of the tiny setting's executed one."""
+    executed = own_root / "results" / "test" / "executed" / "tiny-seed0.ipynb"
+    executed.parent.mkdir(parents=True)
+
+    def write(outputs, finished=True):
+        path = executed if finished else runner.unfinished(executed)
+        path.write_text(json.dumps({"cells": [{"cell_type": "code", "outputs": outputs}], "metadata": {}}))
+        return executed
+
+    return write
+
+
+SAID = {"output_type": "stream", "text": ["teacher:  1%\rteacher: 50%\n"]}
+ERROR = {"output_type": "error", "ename": "DivergedError", "evalue": "teacher: the loss is\nnan"}
+STOPPED = {"output_type": "error", "ename": "StoppedError", "evalue": "stopped by SIGTERM"}
+
+
+def test_setting_not_begun_waits(tiny_setting, own_root):
+    assert status.find_state(tiny_setting()) == ("waiting", "")
+    assert not own_root.exists()
+
+
+def test_execution_that_holds_its_lock_is_running_with_its_last_line(tiny_setting, written):
+    path = written([SAID], finished=False)
+    holder = (
+        "import sys; from pathlib import Path; from dwa_paper.runs.runner import execution_lock\n"
+        "with execution_lock(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", holder, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=REPOSITORY
+    ) as process:
+        process.stdout.readline()
+        assert status.find_state(tiny_setting()) == ("running", "teacher: 50%")
+        process.kill()
+    assert status.find_state(tiny_setting()) == ("stopped", "teacher: 50%")
+
+
+def test_error_is_one_line_until_a_record_is_there(tiny_setting, written, bare_record):
+    written([SAID, ERROR])
+    assert status.find_state(tiny_setting()) == ("failed", "DivergedError: teacher: the loss is nan")
+    written([SAID, STOPPED])
+    assert status.find_state(tiny_setting()) == ("stopped", "StoppedError: stopped by SIGTERM")
+    store.write_json(tiny_setting().record_path(), bare_record(tiny_setting()))
+    written([SAID])
+    assert status.find_state(tiny_setting()) == ("done", "teacher: 50%")
+    assert status.find_state(tiny_setting(ipc=3))[0] == "waiting", "a record of other numbers is none"
+
+
+def test_command_lists_every_setting_of_the_profile_and_counts_them(own_root):
+    done = subprocess.run(
+        [sys.executable, "-m", "dwa_paper", "status", "demo"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=REPOSITORY,
+    )
+    lines = done.stdout.splitlines()
+    assert "waiting  digits-dwa-ipc10-seed0" in lines
+    assert lines[-1] == f"demo: {len(lines) - 1} waiting"
+    wrong = subprocess.run(
+        [sys.executable, "-m", "dwa_paper", "status", "x"], capture_output=True, text=True, check=False, cwd=REPOSITORY
+    )
+    assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
+
+
+# ---------------------------------------------------------------------------------------------- TensorBoard
+
+
+@pytest.fixture
+def watched(tmp_path, monkeypatch):
+    monkeypatch.setenv("DWA_TENSORBOARD", str(tmp_path / "runs"))
+    watch.board.cache_clear()
+    yield tmp_path / "runs"
+    watch.board.cache_clear()
+
+
+def test_board_shows_losses_and_images_and_leaves_the_set_as_it_is(
+    watched, digits, tiny_teacher, tiny_setting, tmp_path, monkeypatch, compute
+):
+    accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator", reason="TensorBoard is an extra"
+    )
+    setting = tiny_setting(ipc=2)
+    seen = sets.load_or_synthesize(setting, digits, tiny_teacher, compute)
+    events = accumulator.EventAccumulator(str(watched / seen.artifact))
+    events.Reload()
+    assert {event.step for event in events.Images("images")} == {0, 1}
+    losses = [event.value for event in events.Scalars("ipc index 0/total")]
+    assert losses == pytest.approx([row[2] for row in seen.record["losses_first_batch"]], rel=1e-5)
+    assert len(events.Scalars("ipc index 1/cross-entropy")) == setting.synthesis.iterations
+    monkeypatch.delenv("DWA_TENSORBOARD")
+    monkeypatch.setenv("DWA_ROOT", str(tmp_path / "unwatched"))
+    watch.board.cache_clear()
+    unseen = sets.load_or_synthesize(setting, digits, tiny_teacher, compute)
+    assert unseen.artifact == seen.artifact
+    assert torch.equal(unseen.images_uint8, seen.images_uint8)
+
+
+def test_board_that_is_not_installed_is_one_line(watched, monkeypatch, refused):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with refused("DWA_TENSORBOARD", ".venv/bin/pip install -e '.[tensorboard]'"):
+        watch.epoch("x", {"epoch": 1, "loss": 0.5})
+
+
+def test_nobody_watches_by_default(monkeypatch):
+    monkeypatch.delenv("DWA_TENSORBOARD", raising=False)
+    watch.board.cache_clear()
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    watch.epoch("x", {"epoch": 1, "loss": 0.5})
