@@ -23,7 +23,8 @@ HERE = Path(__file__).parent
 SOURCES = [
     *sorted(HERE.glob("*.py")),
     *sorted(HERE.glob("published/*.csv")),
-    *map(Path, (presets.__file__, recipe.__file__)),
+    presets.PATH,
+    Path(recipe.__file__),
 ]
 
 

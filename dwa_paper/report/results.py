@@ -177,7 +177,7 @@ def notes(runs: list[Run]) -> list[str]:
             full = f"{data.training_images:,} and {data.test_images:,}"
             text += f"; this copy of the data lacks {missing:,} images of the official {full}"
         lines.add(text + ".")
-        if setting["preset"] in presets.DEMO_SIZES and setting["preset"] != setting["dataset"]:
+        if setting["preset"].startswith("digits-"):
             lines.add(
                 f"{dataset_label(setting)}: cut to seconds, to run this recipe's code; its accuracy says nothing."
             )
