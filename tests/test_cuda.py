@@ -176,7 +176,7 @@ def test_training_by_a_graph_is_training_step_by_step(optimizer, digits, tiny_se
 def test_bf16_ends_within_the_spread_of_three_seeds_in_fp32(tiny_setting, own_root):
     """Cross-entropy and BatchNorm terms over the last 100 of 1000 iterations, and the accuracy of students.
 
-    All share the teacher of the first seed: another teacher's losses would be others.
+    All share the teacher of the first seed, because losses depend on the teacher.
     """
     shared = []
 

@@ -184,7 +184,7 @@ def read_losses(folder: Path) -> dict[str, list[float]]:
     """The LOSSES of the first class batch of the set stored in `folder`, by name; empty where nothing was optimised."""
     losses = store.read_json(folder / "record.json")["losses_first_batch"]
     if isinstance(losses, list):  # the older sets, whose records stay as they are, have a row per iteration
-        return dict(zip(LOSSES, map(list, zip(*losses, strict=True)), strict=True)) if losses else {}
+        return dict(zip(LOSSES, map(list, zip(*losses, strict=True)), strict=False))
     return losses
 
 

@@ -171,7 +171,7 @@ def check_values(setting: Setting) -> None:
     if (setting.method == "external") != (setting.distilled is not None):
         raise InputError(
             f"distilled: {shown(setting.distilled)} is not allowed with method {setting.method}; the folder of a "
-            "distilled set made elsewhere and the method external need each other"
+            "distilled set of others and the method external need each other"
         )
     low, high = setting.synthesis.roll
     if low > high:

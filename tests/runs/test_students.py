@@ -35,12 +35,12 @@ def evaluated(digits, tiny_teacher, tiny_setting, real_set, compute):
 # -------------------------------------------------------------------------------------------------- recipe
 
 
-def test_switch_of_batch_statistics_reaches_the_student(evaluated, tiny_teacher):
+def test_batch_statistics_of_the_teacher_reach_the_student(evaluated, tiny_teacher):
     before = {name: value.clone() for name, value in tiny_teacher.network.state_dict().items()}
     losses = {}
-    for switch in (False, True):
-        curve = evaluated(relabel={"teacher_batch_statistics": switch})["curve"]
-        losses[switch] = [entry["loss"] for entry in curve]
+    for used in (False, True):
+        curve = evaluated(relabel={"teacher_batch_statistics": used})["curve"]
+        losses[used] = [entry["loss"] for entry in curve]
     assert losses[True] != losses[False]
     after = tiny_teacher.network.state_dict()
     for name, value in before.items():

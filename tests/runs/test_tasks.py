@@ -147,7 +147,9 @@ def test_shares_are_those_of_the_pixels(mixing, setting_of, digits, compute, mon
 # ------------------------------------------------------------------------------------------------- runs
 
 
-def test_last_student_beats_chance_on_all_classes_and_the_record_says_whence(setting_of, digits, compute, own_root):
+def test_last_student_beats_chance_on_all_classes_and_the_record_names_its_artifacts(
+    setting_of, digits, compute, own_root
+):
     setting = setting_of(ipc=10, teacher={"epochs": 10}, relabel={"epochs": 60, "test_every": 60})
     record = evaluated(setting, digits, compute)
     assert record == store.read_json(own_root / "results/test/tiny-seed0.json")
