@@ -90,31 +90,43 @@ def load_real_images(record: dict, device: torch.device) -> real.ImageData | Non
 
 
 def gallery(runs: list[Run]) -> Figure:
-    """Image index 0 of up to ten classes of each distilled set, under the real images that it started from.
+    """Image index 0 of up to ten classes of each distilled set, under the real images that they started from.
 
-    The real images are left out where they cannot be read, or are not the ones that the set was made from.
+    One block for each data set and network, with the real images once, where they can be read and are those of the
+    records. Of sets that differ in ipc alone, whose first images start alike, the smallest is drawn.
     """
     found = find_sets(runs)
     if not found:
         return empty_figure("no synthesised set to draw yet")
-    rows = []
     records = [stored.record for stored in found]
-    labels = [METHODS[record["setting"]["method"]] for record in records]
-    for (record, folder, group), label in zip(found, disambiguate(records, labels), strict=True):
-        stage = record["setting"]["synthesis"]
-        if stage["initial"] == "real" and (images := load_real_images(record, torch.device("cpu"))):
-            indices = initialise.draw_real(images.train, len(images.classes), record["setting"]["ipc"], stage["seed"])
-            rows.append((group, "initial", images.train.pictures(indices[0, :10])))
-        distilled = read_parquet(folder)
-        first = (distilled.ipc_index == 0) & (distilled.labels < 10)
-        rows.append((group, label, distilled.images_uint8[first]))
-    figure, axes = plt.subplots(len(rows), figsize=(8, 1.0 * len(rows)), squeeze=False)
-    titled = None
-    for axis, (group, label, pictures) in zip(axes[:, 0], rows, strict=True):
-        show_pictures(axis, pictures, label)
-        if group != titled:
-            set_panel_title(axis, group)
-            titled = group
+    labels = disambiguate(records, [METHODS[record["setting"]["method"]] for record in records])
+    blocks = {}
+    for (record, folder, group), label in zip(found, labels, strict=True):
+        setting, distilled = record["setting"], read_parquet(folder)
+        rows = blocks.setdefault((results.dataset_label(setting), setting["network"], *distilled.classes[:10]), [])
+        drawn, start = [name for name, _ in rows], setting["synthesis"]
+        label = ", ".join([label.replace("\n", " "), *group.split("\n")[2:]])
+        if label in drawn:
+            continue
+        wanted = start["initial"] == "real" and "real images" not in drawn
+        if wanted and (images := load_real_images(record, torch.device("cpu"))):
+            chosen = initialise.draw_real(images.train, len(images.classes), setting["ipc"], start["seed"])
+            rows.insert(0, ("real images", images.train.pictures(chosen[0, :10])))
+        rows.append((label, distilled.images_uint8[(distilled.ipc_index == 0) & (distilled.labels < 10)]))
+    lines = sum(len(rows) + 1 for rows in blocks.values())  # and one for the names of the classes
+    figure, axes = plt.subplots(lines, figsize=(7.5, 0.62 * lines), layout="none", gridspec_kw={"hspace": 0.06})
+    remaining = iter(axes)
+    for (dataset, network, *classes), rows in blocks.items():
+        next(remaining).set_axis_off()
+        for number, (label, pictures) in enumerate(rows):
+            axis, width = next(remaining), pictures.shape[2] + 1
+            show_pictures(axis, pictures, label)
+            if number == 0:
+                axis.set_title(f"{dataset}, {network}", loc="left", fontsize="medium", pad=22)
+                names = [name.replace("_", "\n") for name in classes]
+                axis.xaxis.tick_top()
+                axis.set_xticks([width * (column + 0.5) for column in range(len(names))], names, fontsize=6)
+                axis.tick_params(length=0, pad=1)
     return figure
 
 

@@ -1,4 +1,4 @@
-"""Records: read and checked, found by their setting, and the artifacts that they stand on."""
+"""Records: read and checked, found by their setting, and the artifacts that they name."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ def read_record(path: Path) -> dict:
     """A record: of one student, or of one per task in its list `tasks`.
 
     Raises:
-        InputError: it is damaged, or of another form than today's.
+        InputError: it is damaged, or of an older format.
     """
     try:
         record = json.loads(path.read_text())
@@ -34,7 +34,7 @@ def read_record(path: Path) -> dict:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         good = False
     if not good:
-        raise InputError(f"{path}: the record is damaged or of another form; delete it, and make makes it again")
+        raise InputError(f"{path}: the record is damaged, or of an older format; delete it, and make makes it again")
     return record
 
 
@@ -63,13 +63,13 @@ def find_record(setting: Setting) -> dict | None:
         record = read_record(setting.record_path())
         recorded = Setting.model_validate({**record["setting"], "seeds": setting.seeds}).recorded()
         usable = recorded == setting.recorded() and not own_files_differ(setting, record)
-    except ValueError:  # none yet, damaged, or of another form
+    except ValueError:  # none yet, damaged, or of an older format
         return None
     return {**record, "setting": recorded} if usable else None
 
 
 def own_files_differ(setting: Setting, record: dict) -> bool:
-    """Whether the user's own weights or distilled set are others than those that `record` stands on."""
+    """Whether the user's own weights or distilled set are others than those that `record` names."""
     if not setting.teacher.own_weights() and setting.method != "external":
         return False
     try:
@@ -103,7 +103,7 @@ def artifacts_called_for(setting: Setting, data_recorded: dict) -> list[str]:
 
 
 def artifacts_named(record: dict) -> list[str]:
-    """The names of the teacher and then the distilled set of each task that `record` stands on."""
+    """The names of the teacher and then the distilled set of each task that `record` names."""
     return [student[part]["artifact"] for student in students(record) for part in ("teacher", "distilled")]
 
 

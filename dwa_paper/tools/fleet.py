@@ -171,7 +171,7 @@ def record_task(target: str, seed: int, _set, _teacher) -> tuple[int, list[str]]
 
 
 def die_with_parent(parent: int) -> None:
-    """So that a killed worker leaves no process behind that goes on beside the one that Ray starts again (Linux)."""
+    """So that a killed worker leaves no process behind that runs beside the one that Ray starts again (Linux)."""
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)

@@ -86,7 +86,7 @@ def write_settings(parameters: dict) -> Path:
     """Writes settings/<profile>/<name>.yaml, or finds it there with the same settings; returns its path.
 
     Raises:
-        InputError: it is there with other settings, or a record of these settings stands on other images.
+        InputError: it is there with other settings, or a record of these settings is of other images.
     """
     setting = resolve(parameters)
     path = root() / "settings" / setting.profile / f"{setting.name}.yaml"

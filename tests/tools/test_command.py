@@ -103,10 +103,12 @@ def test_run_of_a_setting_that_another_process_runs_waits_and_finds_its_record(
     with runner.executing("demo", f"{setting.name}-seed{setting.seed}"):
         beside = threading.Thread(target=main, args=(["run", target],))
         beside.start()
-        time.sleep(1)
-        assert beside.is_alive()
+        printed, deadline = "", time.monotonic() + 60
+        while "is being run by another process; waiting for it" not in printed:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+            printed += capsys.readouterr().out
         store.write_json(setting.record_path(), bare_record(setting))
     beside.join(20)
     assert not beside.is_alive()
-    assert "is being run by another process; waiting for it" in capsys.readouterr().out
     assert not list((own_root / "results" / "demo").glob("executed*"))

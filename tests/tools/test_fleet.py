@@ -112,7 +112,7 @@ def environment(root: Path) -> dict[str, str]:
 
 
 def comparable(path: Path) -> dict:
-    """A record without its times; the files' checksums stay, but for the records inside, which have times."""
+    """A record without its times; the files' checksums stay."""
     record = json.loads(path.read_text())
     return {key: value for key, value in record.items() if key not in ("seconds", "finished")}
 
