@@ -41,7 +41,7 @@ class Checkpoint(Progress):
                 raise ValueError
             self.earlier = state.pop("seconds")
         except (SafetensorError, KeyError, ValueError, TypeError, AttributeError):
-            store.set_aside(self.path, "the checkpoint is damaged or of another run; its stage begins anew")
+            store.set_aside(self.path, "the checkpoint is damaged or of another run; its stage begins again")
             return None
         return {name: tensor.to(device) for name, tensor in tensors.items()}, state
 
