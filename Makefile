@@ -35,7 +35,7 @@ $(PRODUCTS): records
 records: $(ENVIRONMENT)
 	$(if $(ENGINE),$(if $(ASKED),,$(DWA) fleet $(PROFILE) $(FLEET)))
 	@targets=$$($(DWA) missing $(PROFILE) $(ASKED)) || exit; test -z "$$targets" || $(MAKE) --no-print-directory SINCE=$(SINCE) $$targets
-results/%.json: FORCE | $(ENVIRONMENT); @$(DWA) run $@ $(BUDGET)
+results/%.json: FORCE | $(ENVIRONMENT); @$(DWA) run '$@' $(BUDGET)
 # A table or figure waits for the records that are named before it.
 before = $(filter %.json,$(subst :, ,$(firstword $(subst $(1), ,:$(subst $() ,:,$(MAKECMDGOALS))))))
 results/$(PROFILE)/%.md: $$(call before,$$@) FORCE | $(ENVIRONMENT); @$(DWA) draw $* --profile $(PROFILE)

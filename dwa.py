@@ -252,6 +252,8 @@ def main():
     torch.manual_seed(args.seed)
     torch.set_default_device("cuda" if torch.cuda.is_available() else "cpu")
     recipe = RECIPES[args.dataset]
+    if args.dataset != "digits" and "DWA_DATA" not in os.environ:
+        parser.error(f"set DWA_DATA to the folder that holds {args.dataset}/train-*.parquet and test-*.parquet")
     real, held_out = (read(args.dataset, part, recipe.side) for part in ("train", "test"))
     shape = args.network or recipe.network, len(real[1].unique()), recipe.side
     teacher, student = (build(*shape).to(memory_format=torch.channels_last) for _ in range(2))  # the faster layout

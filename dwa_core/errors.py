@@ -1,4 +1,4 @@
-"""The errors that a user sees: their message is one line fit to be shown as it is."""
+"""The errors that a user sees; each message is one line."""
 
 import re
 import signal

@@ -80,13 +80,13 @@ def raise_unless_out_of_memory(error: RuntimeError) -> None:
 
 
 def too_large(key: str, size: int, attempt: Callable[[int], None] | None) -> InputError:
-    """What to raise for a batch of `size` that does not fit: it names the largest part for which `attempt` does.
+    """Tries smaller batches, and returns the error to raise for one of `size`, which names the largest that fits.
 
     There is no fall-back to smaller batches: BatchNorm needs the statistics of the whole batch, so the numbers
     would be others.
 
     Args:
-        key: the setting to blame.
+        key: the setting that the message names.
         attempt: computes with so many images what ran out of memory with all of them; None where it cannot be tried.
     """
     smaller = size // 2

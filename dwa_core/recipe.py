@@ -1,4 +1,4 @@
-"""The numbers of a recipe, typed and checked one by one; which numbers a data set has is said elsewhere."""
+"""The numbers of a recipe, typed and checked; dwa_paper/settings/presets.yaml has the values of each data set."""
 
 from typing import Annotated, Literal
 

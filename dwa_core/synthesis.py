@@ -155,7 +155,7 @@ def optimise(batches: list[ImageOptimisation], progress: Progress, done: torch.T
                 step.join()
                 batch.check()
         if due:
-            unfinished = [batch for batch in batches if not batch.weights]  # the others are begun again
+            unfinished = [batch for batch in batches if not batch.weights]  # chained batches restart
             tensors = {f"{n}.{name}": t for n, batch in enumerate(unfinished) for name, t in batch.tensors().items()}
             progress.save({"done": done, **tensors}, {"losses": losses, "unfinished": len(unfinished)})
 
@@ -189,8 +189,8 @@ def synthesize(
     stage, side, device = recipe.synthesis, recipe.images.side, compute.device
     total, per_batch = len(indices) * classes, min(recipe.synthesis.classes_per_batch, classes)
     done, losses_of_first, saved = torch.empty(0, side, side, 3, dtype=torch.uint8), {}, {}
-    # In the authors' code on ImageNet-1K a class batch needs what the one before it leaves, in its last iteration too:
-    # so they are made one by one, and a run that stopped begins its ipc index again.
+    # In the authors' code on ImageNet-1K, each class batch needs the weight gradients that the one before it sums up to
+    # its last iteration. So they run one by one, and a stopped run restarts its ipc index.
     in_chain = stage.weight_gradients_of_image_updates == "added"
     at_once = max(1, GPU_IMAGES // per_batch) if device.type == "cuda" and not in_chain else 1
     if (found := progress.load(device)) is not None:
@@ -290,4 +290,5 @@ def class_batches(
                 reference = measure_reference(devices.frozen_copy(teacher), seen, stage.r_var)
                 batch = ClassBatch(images, labels, views, gradient, reference)
                 yield devices.frozen_copy(network), batch
+                # Filled meanwhile, by the ImageOptimisation of this batch.
                 left = batch.weight_gradients

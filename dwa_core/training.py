@@ -16,9 +16,9 @@ from dwa_core.recipe import TeacherStage, Training
 
 
 class Progress:
-    """What a stage tells and asks while it runs. This one stores nothing and begins at the beginning.
+    """Callbacks of a running stage. This class saves nothing and starts from the beginning.
 
-    dwa_paper's checkpoints are another: they store how far a stage is, and stop it where it has to stop.
+    dwa_paper's Checkpoint stores how far a stage is, and stops it where it has to stop.
     """
 
     def __init__(self, label: str):
@@ -181,7 +181,7 @@ def fit(
                 losses.append(latest.clone())
                 if progress.due():
                     guard.check_training(progress.label, stage, epoch, torch.stack(losses))
-                    tensors = packed(network, optimizer) | random_state(device) | {"losses": torch.stack(losses)}
+                    tensors = pack(network, optimizer) | random_state(device) | {"losses": torch.stack(losses)}
                     progress.save(tensors, {"curve": curve})
         # The first read of an epoch: until here the host runs ahead of the device.
         guard.check_training(progress.label, stage, epoch, torch.stack(losses))
@@ -195,7 +195,7 @@ def fit(
     return curve
 
 
-def packed(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+def pack(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """The tensors of a network and its optimiser under flat names."""
     tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
     for index, values in optimizer.state_dict()["state"].items():
@@ -204,7 +204,7 @@ def packed(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, to
 
 
 def unpack(tensors: dict[str, torch.Tensor], network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Puts what `packed` returned back into a network and an optimiser of the same kind."""
+    """Puts what `pack` returned back into a network and an optimiser of the same kind."""
     network.load_state_dict({k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")})
     state = optimizer.state_dict()
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]

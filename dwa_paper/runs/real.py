@@ -38,7 +38,7 @@ def load(name: str, images: Images, device: torch.device, ipc: int = 1, validati
     """The data set `name` at `images.side`: bundled digits, $DWA_DATA/<name>, or the hub.
 
     Args:
-        validation: the share of the training images that stands in for the test part; see `with_validation`.
+        validation: the share of the training images that replaces the test part; see `with_validation`.
 
     Raises:
         InputError: it cannot be found or read, a label is out of range, or a class has fewer than `ipc`
@@ -109,7 +109,7 @@ def place_for(size: int, side: int, device: torch.device) -> str:
 
 
 def describe_storage(size: int, side: int, device: torch.device, place: str) -> str:
-    """For people: how large the images are and where they are kept, which is what place_for answered."""
+    """For people: how large the images are and where they are kept, as place_for decides."""
     where = {"files": "left in their files", "host": "in host memory", "device": f"on {device}"}[place]
     return f"{size / 1e6:,.1f} MB decoded at {side} px, {where}"
 

@@ -201,7 +201,7 @@ configs:
 
 {setting.ipc} images per class, made from the training part of {setting.dataset} by the method {setting.method}
 (Diversity-Driven Synthesis, NeurIPS 2024). Columns: `image`, `label`, `ipc_index`. The settings in full, the
-teacher and the checksums stand in `record.json`. The terms of the source data set apply. `make share` writes a card
+teacher and the checksums are in `record.json`. The terms of the source data set apply. `make share` writes a card
 with accuracies.
 
 ```python

@@ -1,6 +1,6 @@
 """Artifacts on disk: named by what determines them, written whole or not at all, never pickled.
 
-`artifacts/` holds what runs make. `results/artifacts/` holds copies that committed records stand on, and
+`artifacts/` holds what runs make. `results/artifacts/` has copies of what committed records name, and
 is looked at second, so that every number of a table shares one teacher.
 """
 

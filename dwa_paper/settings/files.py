@@ -68,8 +68,14 @@ def list_runs(profile: str, product: str | None = None) -> list[Setting]:
     Raises:
         InputError: one of the settings cannot be used.
     """
-    settings = map(resolve, read_settings(profile, product).values())
-    return [setting.model_copy(update={"seed": seed}) for setting in settings for seed in setting.seeds]
+    runs = []
+    for name, parameters in read_settings(profile, product).items():
+        try:
+            setting = resolve(parameters)
+        except InputError as error:
+            raise InputError(f"settings/{profile}/{name}.yaml: {error}") from None
+        runs += [setting.model_copy(update={"seed": seed}) for seed in setting.seeds]
+    return runs
 
 
 def find_runs(target: str) -> list[dict]:

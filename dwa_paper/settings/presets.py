@@ -18,10 +18,14 @@ def merge(base: dict, *differences: dict) -> dict:
     return result
 
 
-DESCRIBED = yaml.safe_load(PATH.read_text())
-AUTHORS = DESCRIBED.pop("authors")
-PRESETS = {}
-for name, preset in DESCRIBED.items():
-    base = PRESETS.get(preset.pop("base", None), {"sre2l": {}, "authors": {}, "best": {}, "teacher_recipes": {}})
-    PRESETS[name] = merge(base, preset)
-del PRESETS["cifar"]  # the base of two, and no data set's
+def load_presets() -> tuple[dict[str, dict], dict]:
+    """Every preset by name, with what it takes from its base filled in, and the modifier `authors`."""
+    described, presets = yaml.safe_load(PATH.read_text()), {}
+    authors = described.pop("authors")
+    for name, preset in described.items():
+        base = presets.get(preset.pop("base", None), {"sre2l": {}, "authors": {}, "best": {}, "teacher_recipes": {}})
+        presets[name] = merge(base, preset)
+    return {name: preset for name, preset in presets.items() if "dataset" in preset}, authors
+
+
+PRESETS, AUTHORS = load_presets()

@@ -167,7 +167,7 @@ def first_line_of(error: ValidationError) -> str:
 def check_values(setting: Setting) -> None:
     """What the types of the fields cannot say."""
     if len(set(setting.seeds)) != len(setting.seeds):
-        raise InputError(f"seeds: {setting.seeds} is not allowed; each seed may stand there once")
+        raise InputError(f"seeds: {setting.seeds} is not allowed; each seed may occur once")
     if (setting.method == "external") != (setting.distilled is not None):
         raise InputError(
             f"distilled: {shown(setting.distilled)} is not allowed with method {setting.method}; the folder of a "
