@@ -1,5 +1,6 @@
 """The Makefile schedules: which commands each target runs, in which order, and that it never harms a record."""
 
+import functools
 import re
 import shutil
 import signal
@@ -222,9 +223,11 @@ def test_record_of_a_run_that_then_fails_is_kept(fake):
 def test_record_is_kept_when_make_is_interrupted_just_after_it_is_written(target, number, fake):
     folder = fake('echo record > "$2"; exec sleep 60')
     record = folder / "results" / "mine" / "a-seed0.json"
-    with subprocess.Popen(
-        ["make", target, "PROFILE=mine"], cwd=folder, start_new_session=True, stderr=subprocess.PIPE, text=True
-    ) as process:
+    command = ["make", target, "PROFILE=mine"]
+    options = {"cwd": folder, "start_new_session": True, "stderr": subprocess.PIPE, "text": True}
+    # A test run in the background of a shell ignores SIGINT, and so would make.
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, **options, preexec_fn=heed) as process:
         deadline = time.monotonic() + 30
         while not record.exists() or not record.read_text():
             assert time.monotonic() < deadline
