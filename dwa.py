@@ -125,9 +125,8 @@ def train(network, optimizer, epochs, batches, batch_loss):
 @torch.no_grad()
 def test(network, pixels, labels, recipe):
     """Returns the top-1 accuracy in percent of `network`, which is in eval mode."""
-    images = normalize(pixels / 255, recipe.mean, recipe.std)
-    hits = torch.cat([network(batch).argmax(1) for batch in images.split(500)]) == labels
-    return 100 * hits.float().mean().item()
+    batches = normalize(pixels / 255, recipe.mean, recipe.std).split(500)
+    return 100 * (torch.cat([network(images).argmax(1) for images in batches]) == labels).float().mean().item()
 
 
 def train_teacher(network, pixels, labels, epochs, recipe):
@@ -143,9 +142,8 @@ def adjust_weights(network, images, labels, roll, rho=RHO, steps=K):
 
     All steps see the images rolled by roll, (rows, columns). Returns the gradient at the images, summed over the steps.
     """
-    parameters, image_gradient = list(network.parameters()), torch.zeros_like(images)
-    network.requires_grad_(True)
-    images = images.detach().requires_grad_(True)
+    parameters = list(network.requires_grad_(True).parameters())
+    images, image_gradient = images.detach().requires_grad_(True), torch.zeros_like(images)
     for _ in range(steps):
         loss = F.cross_entropy(network(images.roll(roll, (2, 3))), labels)
         *gradients, at_images = torch.autograd.grad(loss, [*parameters, images])
