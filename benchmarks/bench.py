@@ -136,7 +136,7 @@ def our_seconds(arguments: tuple) -> dict:
 
         def one():
             twin = devices.frozen_copy(network)
-            return ImageOptimisation(twin, batch, setting.synthesis, setting.images, case.compute.precision)
+            return ImageOptimisation(twin, batch, setting.synthesis, setting.images, case.compute)
 
         with FlopCounterMode(display=False) as counter:
             one().step()

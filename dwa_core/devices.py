@@ -22,7 +22,7 @@ class Compute(NamedTuple):
 
     def autocast(self) -> torch.autocast:
         """Context in which a network computes in `precision`; its weights stay as they are."""
-        return autocast(self.device, self.precision)
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision is torch.bfloat16)
 
     def describe(self) -> str:
         """The GPU's name, or the CPU's and its threads."""
@@ -69,11 +69,6 @@ def use_deterministic_algorithms() -> None:
     """
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # cuBLAS's own condition for it
     torch.use_deterministic_algorithms(True)
-
-
-def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
-    """Context in which a network computes in `precision`; its weights stay as they are."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision is torch.bfloat16)
 
 
 def on_device(network: nn.Module, device: torch.device) -> nn.Module:

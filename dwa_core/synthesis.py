@@ -4,7 +4,7 @@ import itertools
 import math
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +33,6 @@ class ClassBatch:
     views: the augmentation of each iteration (`augment.draw_views`); their number is that of the iterations.
     image_gradient: added to the gradient of the first update (authors' code).
     reference_terms: (layers,), the BatchNorm terms that exploding ones are measured by.
-    weight_gradients: one per weight; what the image updates leave for the next class batch (authors' code).
     """
 
     images: torch.Tensor
@@ -41,7 +40,6 @@ class ClassBatch:
     views: torch.Tensor
     image_gradient: torch.Tensor | None = None
     reference_terms: torch.Tensor | None = None
-    weight_gradients: list[torch.Tensor] = field(default_factory=list)
 
 
 class ImageOptimisation:
@@ -53,26 +51,19 @@ class ImageOptimisation:
     Args:
         network: adjusted, in eval mode, without parameter gradients; its BatchNorm layers are replaced.
         normalisation: mean and standard deviation of the images, which bound what a pixel can be.
-        precision: of the network's forward and backward pass; the loss and the images keep the type of the images.
+        compute: the network runs in its precision; the loss and the images keep the type of the images.
     """
 
     def __init__(
-        self,
-        network: nn.Module,
-        batch: ClassBatch,
-        stage: SynthesisStage,
-        normalisation: Images,
-        precision: torch.dtype,
+        self, network: nn.Module, batch: ClassBatch, stage: SynthesisStage, normalisation: Images, compute: Compute
     ):
         images, count = batch.images, len(batch.views)
-        self.labels, self.stage, self.precision, self.device = batch.labels, stage, precision, images.device
-        self.network = devices.cast_weights(network, precision)
+        self.labels, self.stage, self.compute = batch.labels, stage, compute
+        self.network = devices.cast_weights(network, compute.precision)
         self.terms_of = BatchNormTerms(match_statistics(network), stage.r_var)
+        # Summed over all iterations for the next class batch, where the authors' code adds them to its adjustment.
         self.weights = list(network.parameters()) if stage.weight_gradients_of_image_updates == "added" else []
-        self.weight_gradients = batch.weight_gradients
-        for weight in self.weights:
-            weight.requires_grad_(True)
-            self.weight_gradients.append(torch.zeros_like(weight, dtype=images.dtype))
+        self.weight_gradients = [torch.zeros_like(w.requires_grad_(True), dtype=images.dtype) for w in self.weights]
         given = batch.reference_terms
         self.reference_terms = self.terms_of.reference_terms() if given is None else given
         mean, std = normalisation.mean, normalisation.distilled_std
@@ -100,7 +91,7 @@ class ImageOptimisation:
         rate = self.rates.index_select(0, self.iteration).squeeze(0)
         self.optimizer.param_groups[0]["lr"].copy_(rate)
         seen = augment.apply_view(self.images, self.views.index_select(0, self.iteration).squeeze(0))
-        with devices.autocast(self.device, self.precision):
+        with self.compute.autocast():
             logits = self.network(seen)
         cross_entropy = F.cross_entropy(logits.to(seen.dtype), self.labels)
         self.terms = self.terms_of()
@@ -144,7 +135,7 @@ def optimise(batches: list[ImageOptimisation], progress: Progress, done: torch.T
     Raises:
         DivergedError: the numbers of a batch have gone wrong; they are looked at every guard.CHECK_EVERY iterations.
     """
-    steps = [devices.Graphed(batch.step, batch.device) for batch in batches]
+    steps = [devices.Graphed(batch.step, batch.compute.device) for batch in batches]
     iterations = len(batches[0].views)
     for iteration in range(int(batches[0].iteration), iterations):
         for step in steps:
@@ -207,16 +198,13 @@ def synthesize(
         if stage.adjustment == "directed":
             adjust_directed(devices.frozen_copy(teacher), images, labels, views[0], stage.rho, 1)
         batch = ClassBatch(images, labels, views)
-        ImageOptimisation(devices.frozen_copy(teacher), batch, stage, recipe.images, compute.precision).step()
+        ImageOptimisation(devices.frozen_copy(teacher), batch, stage, recipe.images, compute).step()
 
-    waiting = class_batches(recipe, train, classes, teacher, device, indices, len(done))
+    waiting = prepare_batches(recipe, train, classes, teacher, compute, indices, len(done))
     while len(done) < total:
         batches = []
         try:
-            batches += [
-                ImageOptimisation(network, batch, stage, recipe.images, compute.precision)
-                for network, batch in itertools.islice(waiting, at_once)
-            ]
+            batches += itertools.islice(waiting, at_once)
             for name, tensor in saved.items():
                 number, key = name.split(".")
                 batches[int(number)].tensors()[key].copy_(tensor)
@@ -224,11 +212,11 @@ def synthesize(
             optimise(batches, progress, done[: len(done) // classes * classes] if in_chain else done, losses_of_first)
         except RuntimeError as error:
             guard.raise_unless_out_of_memory(error)
-            batches, saved = [], {}
+            batches, saved, waiting = [], {}, None  # else they would keep what broke off in memory
             if at_once == 1:
                 raise guard.too_large("synthesis.classes_per_batch", per_batch, attempt) from None
             at_once //= 2  # each is computed by itself, so fewer at once give the same images
-            waiting = class_batches(recipe, train, classes, teacher, device, indices, len(done))
+            waiting = prepare_batches(recipe, train, classes, teacher, compute, indices, len(done))
             continue
         losses_of_first = losses_of_first or batches[0].losses_by_name()
         for batch in batches:
@@ -243,22 +231,22 @@ def synthesize(
     return done, losses_of_first
 
 
-def class_batches(
+def prepare_batches(
     recipe: Recipe,
     train: Resident | Streamed,
     classes: int,
     teacher: nn.Module,
-    device: torch.device,
+    compute: Compute,
     indices: range,
     skip: int,
-) -> Iterator[tuple[nn.Module, ClassBatch]]:
-    """Every class batch of the ipc indices `indices`, in order, with the network whose weights were adjusted for it.
+) -> Iterator[ImageOptimisation]:
+    """Every class batch of the ipc indices `indices`, in order, under the network whose weights were adjusted for it.
 
     Args:
         skip: how many images are done already; weights that are kept between class batches are adjusted for
             those all the same.
     """
-    stage = recipe.synthesis
+    stage, device = recipe.synthesis, compute.device
     chosen = initialise.initial_indices(recipe, train, classes, teacher)
     for number, index in enumerate(indices):
         if (number + 1) * classes <= skip:
@@ -289,6 +277,6 @@ def class_batches(
                 seen = augment.apply_view(images, views[0])
                 reference = measure_reference(devices.frozen_copy(teacher), seen, stage.r_var)
                 batch = ClassBatch(images, labels, views, gradient, reference)
-                yield devices.frozen_copy(network), batch
-                # Filled meanwhile, by the ImageOptimisation of this batch.
-                left = batch.weight_gradients
+                optimisation = ImageOptimisation(devices.frozen_copy(network), batch, stage, recipe.images, compute)
+                yield optimisation
+                left = optimisation.weight_gradients  # by now those of all its iterations

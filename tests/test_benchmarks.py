@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from dwa_core import augment, devices, initialise, models
+from dwa_core.devices import Compute
 from dwa_core.synthesis import ClassBatch, ImageOptimisation, optimise
 from dwa_core.training import Progress
 from dwa_paper.settings import schema
@@ -35,7 +36,8 @@ def test_fast_and_plain_synthesis_agree_in_float64_after_ten_iterations(name):
     class_batch = ClassBatch(images, torch.arange(4), views)
     twin = devices.frozen_copy(network)
     *_, slow = plain.synthesis_steps(twin, class_batch.images, class_batch.labels, views, stage, mean, std)
-    batch = ImageOptimisation(devices.frozen_copy(network), class_batch, stage, setting.images, torch.float64)
+    compute = Compute(torch.device("cpu"), torch.float64)
+    batch = ImageOptimisation(devices.frozen_copy(network), class_batch, stage, setting.images, compute)
     optimise([batch], Progress("test"), torch.empty(0), {})
     fast = batch.images.detach()
     assert (fast - slow).norm() <= 1e-9 * slow.norm()
@@ -53,7 +55,7 @@ def test_losses_in_bf16_end_within_the_spread_of_three_seeds_in_fp32(digits, tin
         views = augment.draw_views(stage.iterations, 16, [0, 2], False, seed)
         network = devices.frozen_copy(tiny_teacher.network)
         class_batch = ClassBatch(initial, torch.arange(10), views)
-        batch = ImageOptimisation(network, class_batch, stage, images, precision)
+        batch = ImageOptimisation(network, class_batch, stage, images, Compute(torch.device("cpu"), precision))
         optimise([batch], Progress("test"), torch.empty(0), {})
         return batch.losses[-30:, :2].mean(0)
 

@@ -8,7 +8,7 @@ import torch
 
 from dwa_core import augment, batches, batchnorm, devices, initialise, models, synthesis
 from dwa_core.devices import Compute
-from dwa_core.synthesis import ClassBatch, ImageOptimisation, class_batches, optimise, synthesize
+from dwa_core.synthesis import ClassBatch, ImageOptimisation, optimise, prepare_batches, synthesize
 from dwa_core.training import Batches, Progress, fit
 from dwa_paper.runs import real, sets, students, teachers
 
@@ -80,7 +80,7 @@ def test_fp32_synthesis_on_the_gpu_is_that_of_the_cpu(digits, tiny_teacher, tiny
     for device in (cpu, CUDA):
         network = devices.on_device(devices.frozen_copy(tiny_teacher.network), device)
         class_batch = ClassBatch(initial.to(device), torch.arange(10, device=device), views)
-        batch = ImageOptimisation(network, class_batch, stage, images, torch.float32)
+        batch = ImageOptimisation(network, class_batch, stage, images, Compute(device, torch.float32))
         optimise([batch], Progress("test"), NOTHING_DONE, {})
         results.append((batch.images.detach().cpu(), batch.losses.cpu()))
     (cpu_images, cpu_losses), (gpu_images, gpu_losses) = results
@@ -98,7 +98,8 @@ def test_fast_and_plain_synthesis_agree_on_the_gpu(tiny_teacher, tiny_setting):
     views, labels = augment.draw_views(10, 16, [0, 2], False, 0), torch.arange(10, device=CUDA)
     twin = devices.frozen_copy(network)
     *_, slow = plain.synthesis_steps(twin, initial, labels, views, stage, images.mean, images.std)
-    batch = ImageOptimisation(network, ClassBatch(initial, labels, views), stage, images, torch.float32)
+    compute = Compute(CUDA, torch.float32)
+    batch = ImageOptimisation(network, ClassBatch(initial, labels, views), stage, images, compute)
     optimise([batch], Progress("test"), NOTHING_DONE, {})
     assert (batch.images - slow).norm() < 1e-3 * slow.norm()
 
@@ -110,8 +111,8 @@ def test_batches_side_by_side_on_the_gpu_end_as_they_do_one_after_the_other(tiny
     teacher_there = devices.on_device(devices.frozen_copy(tiny_teacher.network), CUDA)
 
     def prepared():
-        pairs = class_batches(setting, digits_there.train, 10, teacher_there, CUDA, range(3), skip=0)
-        return [ImageOptimisation(*pair, setting.synthesis, setting.images, torch.float32) for pair in pairs]
+        compute = Compute(CUDA, torch.float32)
+        return list(prepare_batches(setting, digits_there.train, 10, teacher_there, compute, range(3), skip=0))
 
     together, apart = prepared(), prepared()
     optimise(together, Progress("together"), NOTHING_DONE, {})

@@ -38,7 +38,7 @@ def copy(tmp_path_factory):
             shutil.copy2(REPOSITORY / file, copy / file)
     (copy / ".venv").symlink_to(Path(sys.prefix))
     for file in ("pyproject.toml", "requirements.lock"):
-        os.utime(copy / file, (0, 0))  # older than the environment, which make would else build anew
+        os.utime(copy / file, (0, 0))  # older than the environment, which make would else build again
     random = np.random.default_rng(0)
     for name, low in (("dark", 0), ("bright", 150)):
         (copy / "pictures" / name).mkdir(parents=True)

@@ -18,6 +18,7 @@ from torch import nn
 
 from dwa_core import augment, models
 from dwa_core.adjust import adjust_directed
+from dwa_core.devices import Compute
 from dwa_core.recipe import Images, RelabelStage, SynthesisStage
 from dwa_core.relabel import soft_label_loss
 from dwa_core.synthesis import ClassBatch, ImageOptimisation
@@ -116,7 +117,7 @@ def test_adjustment_and_ten_iterations_equal_those_of_dwa_core(authors):
     gradient = gradient if authors else None
     batch = ClassBatch(initial, labels, views, image_gradient=gradient)
     images = Images(side=16, mean=list(recipe.mean), std=list(recipe.std))
-    optimisation = ImageOptimisation(theirs, batch, stage, images, torch.float64)
+    optimisation = ImageOptimisation(theirs, batch, stage, images, Compute(torch.device("cpu"), torch.float64))
     for _ in rolls:
         optimisation.step()
     distilled = dwa.synthesize(ours, initial, labels, rolls.tolist(), bounds, image_gradient=gradient)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from dwa_core import augment, devices, initialise, synthesis
-from dwa_core.synthesis import ClassBatch, ImageOptimisation, class_batches, optimise, synthesize
+from dwa_core.synthesis import ClassBatch, ImageOptimisation, optimise, prepare_batches, synthesize
 from dwa_core.training import Progress
 from dwa_paper.settings.presets import merge
 
@@ -27,14 +27,14 @@ def made(digits, tiny_teacher, tiny_setting):
     return make
 
 
-def test_images_stay_in_the_range_of_pixels_and_losses_fall(tiny_teacher, tiny_setting):
+def test_images_stay_in_the_range_of_pixels_and_losses_fall(tiny_teacher, tiny_setting, compute):
     stage, images = (setting := tiny_setting(synthesis={"iterations": 60})).synthesis, setting.images
     initial = torch.randn(10, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 3
     views = augment.draw_views(stage.iterations, 16, stage.roll, False, 0)
     black, white = (augment.normalise(torch.full((1, 3, 1, 1), v), images.mean, images.std) for v in (0.0, 1.0))
 
     network = devices.frozen_copy(tiny_teacher.network)
-    batch = ImageOptimisation(network, ClassBatch(initial, torch.arange(10), views), stage, images, torch.float32)
+    batch = ImageOptimisation(network, ClassBatch(initial, torch.arange(10), views), stage, images, compute)
     for iteration in range(stage.iterations):
         batch.step()
         assert ((batch.images >= black) & (batch.images <= white)).all(), iteration
@@ -54,12 +54,12 @@ def test_images_stay_in_the_range_of_pixels_and_losses_fall(tiny_teacher, tiny_s
     assert (predicted == torch.arange(10)).sum() >= 9
 
 
-def test_learning_rate_reaches_the_images_through_adam_without_warmup(tiny_teacher, tiny_setting):
+def test_learning_rate_reaches_the_images_through_adam_without_warmup(tiny_teacher, tiny_setting, compute):
     stage, images = (setting := tiny_setting(synthesis={"learning_rate": 0.01})).synthesis, setting.images
     initial = torch.zeros(10, 3, 16, 16)
     views = augment.whole_views(torch.zeros(1, 2), 16)
     network = devices.frozen_copy(tiny_teacher.network)
-    batch = ImageOptimisation(network, ClassBatch(initial, torch.arange(10), views), stage, images, torch.float32)
+    batch = ImageOptimisation(network, ClassBatch(initial, torch.arange(10), views), stage, images, compute)
     optimise([batch], Progress("test"), NOTHING_DONE, {})
     result = batch.images.detach()
     # Adam's first step is the learning rate long, whatever the gradient.
@@ -180,12 +180,11 @@ def test_teacher_is_left_as_it_was(made, tiny_teacher):
 # ------------------------------------------------------------------------------ side by side, and broken off
 
 
-def test_batches_side_by_side_end_as_they_do_one_after_the_other(digits, tiny_teacher, tiny_setting, cpu):
+def test_batches_side_by_side_end_as_they_do_one_after_the_other(digits, tiny_teacher, tiny_setting, compute):
     setting = tiny_setting(ipc=2, synthesis={"classes_per_batch": 5})
 
     def prepared():
-        pairs = class_batches(setting, digits.train, 10, tiny_teacher.network, cpu, range(2), skip=0)
-        return [ImageOptimisation(*pair, setting.synthesis, setting.images, torch.float32) for pair in pairs]
+        return list(prepare_batches(setting, digits.train, 10, tiny_teacher.network, compute, range(2), skip=0))
 
     together, apart = prepared(), prepared()
     assert len(together) == 4

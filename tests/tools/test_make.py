@@ -44,7 +44,7 @@ def make(folder: Path, *arguments: str, environment=(), code: int = 0) -> subpro
 def planned(folder: Path, *arguments: str) -> list[str]:
     """What make would run of records and products, in order: "mine/a-seed0" and "table-1"."""
     said = make(folder, "--dry-run", *arguments).stdout
-    return re.findall(r"dwa_paper (?:run results/|draw )([\w/.-]+?)(?:\.json)?(?: |$)", said, re.MULTILINE)
+    return re.findall(r"dwa_paper (?:run 'results/|draw )([\w/.-]+?)(?:\.json)?(?:'| |$)", said, re.MULTILINE)
 
 
 # ------------------------------------------------------------------------------------------ what is missing
@@ -172,10 +172,10 @@ def test_text_and_name_of_a_settings_file_are_never_executed(folder):
 @pytest.mark.parametrize(
     ("name", "lines", "text"),
     [
-        ("a", "seeds: [0&touch x]\n", "error: seeds.0: '0&touch x' is not allowed"),
-        ("b`touch x`", "", "error: name: 'b`touch x`' is not allowed; only letters, digits"),
-        ("my own", "", "error: name: 'my own' is not allowed; only letters, digits"),
-        ("-c", "", "error: name: '-c' is not allowed; only letters, digits"),
+        ("a", "seeds: [0&touch x]\n", "error: settings/mine/a.yaml: seeds.0: '0&touch x' is not allowed"),
+        ("b`touch x`", "", "error: settings/mine/b`touch x`.yaml: name: 'b`touch x`' is not allowed; only letters, digits"),
+        ("my own", "", "error: settings/mine/my own.yaml: name: 'my own' is not allowed; only letters, digits"),
+        ("-c", "", "error: settings/mine/-c.yaml: name: '-c' is not allowed; only letters, digits"),
     ],
 )
 def test_settings_file_that_is_not_allowed_is_one_line(name, lines, text, folder):
