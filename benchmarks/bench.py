@@ -153,7 +153,7 @@ def our_seconds(arguments: tuple) -> dict:
         host, random = seeds.host_random(0, epoch), seeds.device_random(case.device, 1, epoch)
         for inputs, labels in split.train_batches(case.training, case.mean, case.std, 2, epoch):
             if case.stage == "student":
-                inputs = augment.mix(inputs, case.training.mixing, case.training.mixing_alpha, host, random)
+                inputs, _, _ = augment.mix(inputs, case.training.mixing, case.training.mixing_alpha, host, random)
             yield inputs, labels
 
     def batch_loss(inputs, labels):

@@ -133,25 +133,30 @@ def crop_boxes(count: int, height: int, width: int, random: torch.Generator) -> 
 
 def mix(
     images: torch.Tensor, kind: str, alpha: float, host: np.random.Generator, device: torch.Generator
-) -> torch.Tensor:
-    """Each image mixed with another of the batch, by one coefficient for all drawn from Beta(alpha, alpha).
+) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """Images (N, C, H, W), each mixed with another of them, by one coefficient for all drawn from Beta(alpha, alpha).
 
     "mixup" blends whole images; "cutmix" pastes one rectangle whose share of the area is 1 - coefficient
-    before it is cut at the border. The teacher labels the result, so no label is mixed here.
+    before it is cut at the border.
+
+    Returns: the mixed images, which image of the batch each was mixed with (N,), and the share, in [0, 1], of a mixed
+        image that is its own.
     """
-    keep = host.beta(alpha, alpha)
-    other = images[torch.randperm(len(images), generator=device, device=images.device)]
+    share = host.beta(alpha, alpha)
+    partner = torch.randperm(len(images), generator=device, device=images.device)
+    other = images[partner]
     if kind == "mixup":
-        return images * keep + other * (1 - keep)
+        return images * share + other * (1 - share), partner, share
     height, width = images.shape[2:]
-    cut = math.sqrt(1 - keep)
+    cut = math.sqrt(1 - share)
     centre_y, centre_x = int(host.integers(height)), int(host.integers(width))
     half_y, half_x = int(height * cut) // 2, int(width * cut) // 2
     rows = slice(max(0, centre_y - half_y), min(height, centre_y + half_y))
     columns = slice(max(0, centre_x - half_x), min(width, centre_x + half_x))
     images = images.clone()
     images[:, :, rows, columns] = other[:, :, rows, columns]
-    return images
+    pasted = (rows.stop - rows.start) * (columns.stop - columns.start)
+    return images, partner, 1 - pasted / (height * width)
 
 
 # -------------------------------------------------------------------------------------- synthesis views

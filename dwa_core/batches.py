@@ -22,7 +22,10 @@ STREAMED_TEST_BATCH = 256
 
 
 class Resident:
-    """Images kept as bytes (N, H, W, 3) on the device, or where `place` says, and their labels (N,) on the device."""
+    """Images kept as bytes (N, H, W, 3) on the device, or where `place` says, and their labels on the device.
+
+    Labels are classes (N,), or probabilities (N, classes).
+    """
 
     def __init__(
         self, images_uint8: torch.Tensor, labels: torch.Tensor, device: torch.device, place: torch.device | None = None

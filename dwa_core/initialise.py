@@ -16,13 +16,12 @@ def initial_indices(
     recipe: Recipe, train: Resident | Streamed, classes: int, teacher: nn.Module
 ) -> torch.Tensor | None:
     """Indices (ipc, classes) of the training images that the synthesis starts from; None where it starts from noise."""
-    stage, images = recipe.synthesis, recipe.images
+    stage = recipe.synthesis
     if stage.initial == "noise":
         return None
     if stage.initial == "real":
         return draw_real(train, classes, recipe.ipc, stage.seed)
-    features, _ = diversity.features_and_logits(teacher, train, images.mean, images.std)
-    return herd(features, train.labels.cpu(), classes, recipe.ipc)
+    return draw_herded(recipe, train, classes, teacher)
 
 
 def draw_noise(labels: torch.Tensor, side: int, *key: int) -> torch.Tensor:
@@ -43,6 +42,12 @@ def draw_real(split: Resident | Streamed, classes: int, ipc: int, seed: int) -> 
         members = np.flatnonzero(labels == label)
         columns.append(seeds.host_random(seeds.INITIAL_IMAGES, seed, label).permutation(members)[:ipc])
     return torch.from_numpy(np.stack(columns, axis=1))
+
+
+def draw_herded(recipe: Recipe, train: Resident | Streamed, classes: int, teacher: nn.Module) -> torch.Tensor:
+    """Indices (ipc, classes) of the training images that `herd` chooses by the features of `teacher`."""
+    features, _ = diversity.features_and_logits(teacher, train, recipe.images.mean, recipe.images.std)
+    return herd(features, train.labels.cpu(), classes, recipe.ipc)
 
 
 def herd(features: torch.Tensor, labels: torch.Tensor, classes: int, ipc: int) -> torch.Tensor:

@@ -70,7 +70,8 @@ class TeacherStage(Training):
 class SynthesisStage(Strict):
     """What the distilled images start from, how the weights are adjusted, and how the images are optimised.
 
-    The method random-real optimises none: of all this, it reads the seed that draws the images and their storage.
+    The methods random-real and herded-real optimise none: of all this, they read the images' storage, and random-real
+    the seed that draws them.
     """
 
     initial: Literal["real", "herded", "noise"] = "real"  # herded: the real images nearest to their class's mean
@@ -97,7 +98,10 @@ class RelabelStage(Training):
 
     mixing: Literal["mixup", "cutmix"]
     mixing_alpha: Positive  # both parameters of the Beta distribution
-    temperature: Positive
+    # teacher: the teacher labels each batch as it was cropped and mixed, as the paper does. fixed: it labels each image
+    # once, as it is. hard: the image's class. The last two are mixed as the images are.
+    labels: Literal["teacher", "fixed", "hard"] = "teacher"
+    temperature: Positive  # of the teacher's and the student's soft labels; hard labels have none
     loss_times_temperature_squared: bool = False
     teacher_batch_statistics: bool = False
     reported: Literal["last", "best"] = "last"

@@ -1,6 +1,10 @@
-"""Relabel evaluation: a student trained from scratch on distilled images, labelled on the fly by the teacher."""
+"""Relabel evaluation: a student trained from scratch on distilled images.
 
-from collections.abc import Callable, Iterator
+The teacher labels every batch on the fly, or each image once, or it does not label at all (`RelabelStage.labels`).
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +34,20 @@ def soft_label_loss(student_logits: torch.Tensor, teacher_logits: torch.Tensor, 
     return loss * temperature**2 if stage.loss_times_temperature_squared else loss
 
 
+def stored_label_loss(student_logits: torch.Tensor, labels: torch.Tensor, stage: RelabelStage) -> torch.Tensor:
+    """The loss with labels that were stored: of soft ones as `soft_label_loss`, of hard ones the cross-entropy.
+
+    Args:
+        student_logits: (N, classes).
+        labels: (N, classes), probabilities, mixed as the images were.
+    """
+    if stage.labels == "hard":
+        return F.cross_entropy(student_logits, labels)
+    temperature = stage.temperature
+    loss = F.kl_div(F.log_softmax(student_logits / temperature, dim=1), labels, reduction="batchmean")
+    return loss * temperature**2 if stage.loss_times_temperature_squared else loss
+
+
 def use_batch_statistics(network: nn.Module) -> None:
     """Puts the BatchNorm layers in train mode, their running statistics unmoved, as the authors' teacher labels."""
     for layer in network.modules():
@@ -46,15 +64,59 @@ def labeller(teacher: nn.Module, stage: RelabelStage, precision: torch.dtype) ->
     return network
 
 
-def mixed_batches(recipe: Recipe, training: Resident, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """What the student of `recipe.seed` sees in `epoch`: cropped, flipped and mixed images, and their class labels.
+@torch.no_grad()
+def label(network: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], compute: Compute) -> torch.Tensor:
+    """The logits (N, classes), in fp32, of the images in `batches`."""
+    with compute.autocast():
+        return torch.cat([network(inputs).float() for inputs, _ in batches])
 
-    The class labels are those before the mixing; no student learns from them.
+
+def with_stored_labels(
+    recipe: Recipe, training: Resident, classes: int, network: nn.Module, compute: Compute
+) -> Resident:
+    """The distilled images with probabilities (N, classes) as labels: one-hot, or the teacher's of each image as it is.
+
+    Args:
+        network: the teacher, as `labeller` returns it.
+    """
+    stage, images = recipe.relabel, recipe.images
+    if stage.labels == "hard":
+        labels = F.one_hot(training.labels, classes).float()
+    else:
+        logits = label(network, training.test_batches(images.mean, images.distilled_std), compute)
+        labels = F.softmax(logits / stage.temperature, dim=1)
+    return Resident(training.images_uint8, labels, training.device)
+
+
+def mixed_batches(recipe: Recipe, training: Resident, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """What the student of `recipe.seed` sees in `epoch`: cropped, flipped and mixed images, and their labels.
+
+    Probabilities are mixed as the images are. Classes, from which no student learns, are those before the mixing.
     """
     stage, images, key = recipe.relabel, recipe.images, (STUDENT, recipe.seed, epoch)
     host, random = seeds.host_random(*key), seeds.device_random(training.device, *key, 1)
     for inputs, labels in training.train_batches(stage, images.mean, images.distilled_std, *key):
-        yield augment.mix(inputs, stage.mixing, stage.mixing_alpha, host, random), labels
+        mixed, partner, share = augment.mix(inputs, stage.mixing, stage.mixing_alpha, host, random)
+        if labels.is_floating_point():
+            labels = labels * share + labels[partner] * (1 - share)
+        yield mixed, labels
+
+
+def make_loss(network: nn.Module, stage: RelabelStage) -> Callable[..., torch.Tensor]:
+    """The loss of a student: (student, mixed images, their labels) -> mean loss of the batch.
+
+    Args:
+        network: the teacher, as `labeller` returns it.
+    """
+
+    def batch_loss(student: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        if stage.labels != "teacher":
+            return stored_label_loss(student(images).float(), labels, stage)
+        with torch.no_grad():
+            teacher_logits = network(images)
+        return soft_label_loss(student(images).float(), teacher_logits.float(), stage)
+
+    return batch_loss
 
 
 def train_student(
@@ -62,7 +124,7 @@ def train_student(
     classes: int,
     training: Resident,
     test: Resident | Streamed,
-    batch_loss: Callable[[nn.Module, torch.Tensor], torch.Tensor],
+    batch_loss: Callable[..., torch.Tensor],
     compute: Compute,
     progress: Progress,
 ) -> list[dict]:
@@ -71,7 +133,8 @@ def train_student(
     Args:
         classes: outputs of the student.
         training: the distilled images, which alone it learns from; `test` are the images that it is tested on.
-        batch_loss: (student, mixed images) -> mean loss of a batch; nothing in it may be drawn or read on the host.
+        batch_loss: (student, mixed images, their labels) -> mean loss of a batch; nothing in it may be drawn or read on
+            the host.
 
     Returns: the curve, as `training.fit` does.
     """
@@ -85,4 +148,4 @@ def train_student(
         test=lambda: test.test_batches(images.mean, images.distilled_std),
         key=(STUDENT, recipe.seed),
     )
-    return fit(student, recipe.relabel, batches, lambda inputs, _: batch_loss(student, inputs), compute, progress)
+    return fit(student, recipe.relabel, batches, partial(batch_loss, student), compute, progress)

@@ -16,7 +16,13 @@ from dwa_paper.report.product import Run
 from dwa_paper.report.results import CELL, METHODS, RECIPES
 
 # Shades that differ in black and white too, from light to dark.
-COLOURS = {"random-real": "#d9d9d9", "sre2l": "#74a9cf", "dwa": "#034e7b", "external": "#ffffff"}
+COLOURS = {
+    "random-real": "#d9d9d9",
+    "herded-real": "#969696",
+    "sre2l": "#74a9cf",
+    "dwa": "#034e7b",
+    "external": "#ffffff",
+}
 LIGHT, DARK = COLOURS["sre2l"], COLOURS["dwa"]
 RIGHT = {"loc": "upper left", "bbox_to_anchor": (1, 1), "frameon": False}  # a legend beside its axis
 

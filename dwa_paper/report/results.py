@@ -15,7 +15,13 @@ from dwa_paper.settings import presets, schema
 from dwa_paper.settings.datasets import DATASETS
 
 PUBLISHED = Path(__file__).parent / "published" / "published_results.csv"
-METHODS = {"random-real": "random real", "sre2l": "SRe2L", "dwa": "DWA", "external": "external"}
+METHODS = {
+    "random-real": "random real",
+    "herded-real": "herded real",
+    "sre2l": "SRe2L",
+    "dwa": "DWA",
+    "external": "external",
+}
 # Of the distilled set of a record: spread within class relative to real images, and how much of them is covered.
 DIVERSITY = {"feature_distance": "feature distance", "coverage": "coverage"}
 # Where our defaults, the authors' code and the best that was found on validation images differ, a run follows one.

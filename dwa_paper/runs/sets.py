@@ -55,6 +55,9 @@ def describe(setting: Setting, data_fingerprint: str, teacher_artifact: str) -> 
     }
     if setting.method == "random-real":
         described |= {"seed": stage.seed, "storage": stage.storage}
+    elif setting.method == "herded-real":
+        described |= {"mean": setting.images.mean, "std": setting.images.std}
+        described |= {"storage": stage.storage, "teacher": teacher_artifact}
     elif setting.method == "external":
         described |= {"files": external.digest_folder(external_folder(setting))}
     else:
@@ -77,7 +80,8 @@ def external_folder(setting: Setting) -> Path:
 def load_or_synthesize(setting: Setting, data: ImageData, teacher: Teacher, compute: Compute) -> DistilledSet:
     """The distilled set of `setting`: the stored one, or one made and stored now.
 
-    "random-real" takes the real images from which synthesis with the same seed would start, as they are;
+    "random-real" takes the real images from which synthesis with the same seed would start, as they are, "herded-real"
+    those nearest to the mean of their class in the teacher's features (see initialise.herd);
     "external" takes those of the folder `setting.distilled`.
     """
     name, described = describe(setting, data.fingerprint, teacher.artifact)
@@ -97,6 +101,9 @@ def synthesize_and_store(
     parts = join_parts(name, classes, checkpoint)
     if setting.method == "random-real":
         chosen = initialise.draw_real(data.train, classes, setting.ipc, stage.seed)
+        pictures = data.train.pictures(chosen.flatten()).cpu()
+    elif setting.method == "herded-real":
+        chosen = initialise.draw_herded(setting, data.train, classes, teacher.network)
         pictures = data.train.pictures(chosen.flatten()).cpu()
     elif setting.method == "external":
         pictures = external.read_external(

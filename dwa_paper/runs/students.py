@@ -2,8 +2,6 @@
 
 from collections.abc import Callable
 
-import torch
-
 from dwa_core import diversity, relabel
 from dwa_core.devices import Compute
 from dwa_core.errors import StoppedError
@@ -91,11 +89,9 @@ def train_after_task(
     labellers = [relabel.labeller(one.network, setting.relabel, compute.precision) for one in teachers]
     if setting.tasks == 1:
         seen, training, label = whole, distilled.split(compute.device), f"student {setting.seed}"
-
-        def batch_loss(student, images):
-            with torch.no_grad():
-                teacher_logits = labellers[0](images)
-            return relabel.soft_label_loss(student(images).float(), teacher_logits.float(), setting.relabel)
+        if setting.relabel.labels != "teacher":
+            training = relabel.with_stored_labels(setting, training, len(whole.classes), labellers[0], compute)
+        batch_loss = relabel.make_loss(labellers[0], setting.relabel)
     else:
         seen = tasks.seen_after(setting, whole, len(sets))
         training, label = tasks.TaskImages(sets, compute.device), f"student {setting.seed}, task {len(sets)}"

@@ -104,10 +104,10 @@ class TaskImages(Resident):
             yield torch.cat([images, of_task.expand(-1, -1, *images.shape[2:])], dim=1), labels
 
 
-def make_loss(labellers: list[nn.Module], stage: RelabelStage) -> Callable[[nn.Module, torch.Tensor], torch.Tensor]:
+def make_loss(labellers: list[nn.Module], stage: RelabelStage) -> Callable[..., torch.Tensor]:
     """The loss of a student on mixed batches of TaskImages, labelled by the teachers of their tasks."""
 
-    def batch_loss(student: nn.Module, mixed: torch.Tensor) -> torch.Tensor:
+    def batch_loss(student: nn.Module, mixed: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
         images = mixed[:, :3].contiguous(memory_format=torch.channels_last)
         shares = mixed[:, 3:].mean((2, 3))
         with torch.no_grad():

@@ -38,7 +38,7 @@ class Setting(Recipe):
     name: Name
     preset: str
     dataset: Name
-    method: Literal["random-real", "sre2l", "dwa", "external"] = "dwa"
+    method: Literal["random-real", "herded-real", "sre2l", "dwa", "external"] = "dwa"
     distilled: str | None = None  # for `external`: the folder of a distilled set of others
     authors: bool = False
     best: bool = False
@@ -93,7 +93,7 @@ def resolve(parameters: dict) -> Setting:
         if given.get("authors") is True:
             raise InputError("best: true is not allowed with authors: true; they are two answers to one question")
         if given.get("method") == "sre2l":
-            raise InputError("best: true is not allowed with method sre2l; it was chosen for dwa and random-real")
+            raise InputError("best: true is not allowed with method sre2l; it was chosen for dwa and real images")
         layers[1:1] = [best]
     if given.get("method") == "sre2l":
         layers[1:1] = [{"synthesis": sre2l}]
@@ -183,5 +183,7 @@ def check_values(setting: Setting) -> None:
                 f"{stage}.warmup_epochs: {training.warmup_epochs} is not allowed; "
                 f"must be below {stage}.epochs, {training.epochs}"
             )
+    if setting.relabel.labels != "teacher" and setting.tasks > 1:
+        raise InputError(f"relabel.labels: {setting.relabel.labels!r} is not allowed with tasks; allowed: teacher")
     if setting.teacher.published_weights() and setting.stem != "torchvision":
         raise InputError(f"stem: {setting.stem!r} is not allowed with teacher.weights; allowed: torchvision")

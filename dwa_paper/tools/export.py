@@ -262,18 +262,15 @@ def write_soft_labels(
     if size > shutil.disk_usage(folder).free:
         raise InputError(f"soft labels: {format_bytes(size)} are more than is free under {folder.parent}")
 
-    def label(batches) -> torch.Tensor:
-        with torch.inference_mode(), compute.autocast():
-            return torch.cat([labeller(inputs).float() for inputs, _ in batches]).cpu()
-
-    def save(logits: torch.Tensor, file: str) -> None:
+    def label_and_save(batches, file: str, order=slice(None)) -> None:
+        logits = relabel.label(labeller, batches, compute).cpu()[order]
         save_file(pack(logits, top_k, stage.temperature), folder / f"{file}.safetensors")
 
     if kind == "one":
-        save(label(training.test_batches(images.mean, images.distilled_std))[rows], "one")
+        label_and_save(training.test_batches(images.mean, images.distilled_std), "one", rows)
     else:
         for epoch in tqdm(range(epochs), desc="soft labels", unit="epoch", file=sys.stdout):
-            save(label(relabel.mixed_batches(setting, training, epoch)), f"epoch-{epoch:04d}")
+            label_and_save(relabel.mixed_batches(setting, training, epoch), f"epoch-{epoch:04d}")
     made = {"kind": kind, "top_k": top_k, "teacher": teacher, "device_type": compute.device.type, "classes": classes}
     store.write_json(folder / "record.json", {**made, "temperature": stage.temperature, "setting": setting.recorded()})
 

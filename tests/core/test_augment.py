@@ -139,7 +139,7 @@ def test_mixup_blends_with_another_image_by_one_coefficient():
     count = 16
     # Image i is one in pixel i alone, so each result shows what it was blended from.
     images = torch.eye(count).view(count, 1, 4, 4).expand(-1, 3, -1, -1)
-    mixed = augment.mix(images, "mixup", 0.8, seeds.host_random(0), seeded(0))
+    mixed, partner, share = augment.mix(images, "mixup", 0.8, seeds.host_random(0), seeded(0))
     weights = mixed[:, 0].reshape(count, count)
     assert torch.equal(mixed, mixed[:, :1].expand_as(mixed))
     torch.testing.assert_close(weights.sum(1), torch.ones(count))
@@ -151,6 +151,8 @@ def test_mixup_blends_with_another_image_by_one_coefficient():
         if kept[row] < 1:  # not blended with itself
             assert kept[row].item() == pytest.approx(keep)
             assert others[row].max().item() == pytest.approx(1 - keep)
+            assert others[row].argmax() == partner[row]
+    assert share == pytest.approx(keep)
     assert (weights.sum(0) - 1).abs().max() < 1e-6  # every image is the other of exactly one
     assert (kept < 1).sum() > count // 2
 
@@ -180,7 +182,7 @@ class FixedDraws:
 def test_cutmix_pastes_one_rectangle_of_another_image(coefficient, row, column, rows, columns):
     numbers = torch.arange(1.0, 13)
     images = numbers.view(12, 1, 1, 1).expand(12, 3, 16, 32).contiguous()
-    mixed = augment.mix(images, "cutmix", 1.0, FixedDraws(coefficient, row, column), seeded(0))
+    mixed, partner, share = augment.mix(images, "cutmix", 1.0, FixedDraws(coefficient, row, column), seeded(0))
     inside = torch.zeros(16, 32, dtype=torch.bool)
     if len(rows):
         inside[rows.start : rows.stop, columns.start : columns.stop] = True
@@ -188,6 +190,8 @@ def test_cutmix_pastes_one_rectangle_of_another_image(coefficient, row, column, 
         assert (pasted == pasted[:, :1, :1]).all()
         assert sorted(pasted[:, 0, 0].tolist()) == numbers.tolist()
         assert (pasted[:, 0, 0] != numbers).sum() > 6
+        assert torch.equal(pasted[:, 0, 0], numbers[partner])
+    assert share == 1 - inside.double().mean()
     assert torch.equal(mixed[:, :, ~inside], images[:, :, ~inside])
     assert (images == numbers.view(12, 1, 1, 1)).all()  # the batch itself is left alone
 

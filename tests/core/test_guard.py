@@ -145,7 +145,7 @@ def test_every_stage_says_which_batch_would_fit(
     elif stage == "relabel":
         distilled = Resident(digits.train.images_uint8[:20], digits.train.labels[:20], cpu)
 
-        def batch_loss(student, images):
+        def batch_loss(student, images, _labels):
             return student(images).sum()
 
         with refused("relabel.batch_size: a batch of 8 does not fit", "; 4 would"):

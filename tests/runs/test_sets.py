@@ -145,3 +145,16 @@ def test_jpeg_is_of_the_authors_quality(tmp_path, digits, tiny_teacher, tiny_set
     stored = datasets.Dataset.from_parquet(str(path))[0]["image"]
     Image.new("RGB", (16, 16)).save(tmp_path / "reference.jpg", quality=75)
     assert stored.quantization == Image.open(tmp_path / "reference.jpg").quantization
+
+
+def test_herded_real_images_are_those_that_synthesis_would_start_from(
+    digits, tiny_teacher, tiny_setting, compute, own_root
+):
+    setting = tiny_setting(method="herded-real", ipc=2)
+    found = sets.load_or_synthesize(setting, digits, tiny_teacher, compute)
+    start = tiny_setting(synthesis={"initial": "herded"}, ipc=2)
+    chosen = initialise.initial_indices(start, digits.train, 10, tiny_teacher.network)
+    assert torch.equal(found.images_uint8, digits.train.images_uint8[chosen.flatten()])
+    assert found.labels.tolist() == list(range(10)) * 2
+    other = dataclasses.replace(tiny_teacher, artifact="another")
+    assert sets.load_or_synthesize(setting, digits, other, compute).artifact != found.artifact

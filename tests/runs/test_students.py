@@ -49,7 +49,15 @@ def test_batch_statistics_of_the_teacher_reach_the_student(evaluated, tiny_teach
 
 @pytest.mark.parametrize(
     "stage",
-    [{"mixing": "cutmix"}, {"mixing_alpha": 5.0}, {"temperature": 2.0}, {"crop": "resized"}, {"optimizer": "sgd"}],
+    [
+        {"mixing": "cutmix"},
+        {"mixing_alpha": 5.0},
+        {"labels": "fixed"},
+        {"labels": "hard"},
+        {"temperature": 2.0},
+        {"crop": "resized"},
+        {"optimizer": "sgd"},
+    ],
 )
 def test_every_part_of_the_recipe_changes_the_training(stage, evaluated):
     losses = [[entry["loss"] for entry in evaluated(relabel=one)["curve"]] for one in (stage, {})]

@@ -203,6 +203,20 @@ def test_one_soft_label_per_image_is_what_the_teacher_answers(kind, shared_set, 
     assert found.argmax(1).tolist() == expected.argmax(1).tolist()
 
 
+def test_students_with_fixed_labels_learn_from_the_labels_that_are_exported(
+    shared_set, tiny_teacher, tiny_setting, tmp_path, compute
+):
+    _, distilled, _ = shared_set
+    export.export(distilled.artifact, tmp_path / "out", "tensors", "one")
+    exported = export.read_soft_labels(tmp_path / "out" / "soft_labels" / "one.safetensors", 10)
+    setting = tiny_setting(relabel={"labels": "fixed"})
+    network = relabel.labeller(tiny_teacher.network, setting.relabel, compute.precision)
+    taught = relabel.with_stored_labels(setting, distilled.split(compute.device), 10, network, compute)
+    by_class = distilled.labels.argsort(stable=True)
+    expected = (exported / setting.relabel.temperature).softmax(1)
+    torch.testing.assert_close(taught.labels[by_class], expected, atol=2e-3, rtol=2e-3)
+
+
 def test_student_taught_by_stored_labels_is_the_student_taught_on_the_fly(
     shared_set, digits, tiny_teacher, tmp_path, monkeypatch, compute
 ):

@@ -173,7 +173,11 @@ def test_text_and_name_of_a_settings_file_are_never_executed(folder):
     ("name", "lines", "text"),
     [
         ("a", "seeds: [0&touch x]\n", "error: settings/mine/a.yaml: seeds.0: '0&touch x' is not allowed"),
-        ("b`touch x`", "", "error: settings/mine/b`touch x`.yaml: name: 'b`touch x`' is not allowed; only letters, digits"),
+        (
+            "b`touch x`",
+            "",
+            "error: settings/mine/b`touch x`.yaml: name: 'b`touch x`' is not allowed; only letters, digits",
+        ),
         ("my own", "", "error: settings/mine/my own.yaml: name: 'my own' is not allowed; only letters, digits"),
         ("-c", "", "error: settings/mine/-c.yaml: name: '-c' is not allowed; only letters, digits"),
     ],
