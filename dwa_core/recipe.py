@@ -119,5 +119,6 @@ class Recipe(Strict):
     teacher: TeacherStage
     synthesis: SynthesisStage
     relabel: RelabelStage
-    # "auto" is bf16 where the device computes in it. fp32 is PyTorch's: on a GPU, convolutions are rounded to TF32.
+    # "auto" is bf16 on GPUs that compute in it, and on CPUs that are faster in it. fp32 is PyTorch's: on a GPU,
+    # convolutions are rounded to TF32.
     precision: Literal["auto", "bf16", "fp32"] = "auto"

@@ -233,13 +233,26 @@ def restore_random_state(tensors: dict[str, torch.Tensor], device: torch.device)
 
 @torch.inference_mode()
 def accuracy(network: nn.Module, batches, compute: Compute) -> tuple[float, float]:
-    """Top-1 and top-5 accuracy in percent; the network is left in eval mode."""
+    """Top-1 and top-5 accuracy in percent; the network is left in eval mode.
+
+    Where a GPU's memory does not hold a batch at once, it is tested in halves: in eval mode, each image is by itself.
+    """
     network.eval()
+
+    def score(inputs: torch.Tensor) -> torch.Tensor:
+        try:
+            return network(inputs).float()
+        except RuntimeError as error:
+            guard.raise_unless_out_of_memory(error)
+            if len(inputs) == 1:
+                raise
+        return torch.cat([score(half) for half in inputs.chunk(2)])
+
     hits, count = torch.zeros(2, device=compute.device), 0
     for inputs, labels in batches:
         with compute.autocast():
-            logits = network(inputs)
-        ranked = logits.float().topk(min(5, logits.shape[1])).indices == labels[:, None]
+            logits = score(inputs)
+        ranked = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
         hits += torch.stack([ranked[:, 0].sum(), ranked.sum()])
         count += len(labels)
     top1, top5 = (100 * hits / count).tolist()

@@ -21,8 +21,8 @@ CUDA = torch.device("cuda")
 NOTHING_DONE = torch.empty(0)
 
 
-@pytest.mark.parametrize("precision", ["auto", "fp32"])
-def test_teacher_dwa_and_student_run_on_the_gpu(precision, tiny_setting, own_root):
+@pytest.mark.parametrize(("precision", "labels"), [("auto", "teacher"), ("fp32", "fixed")])
+def test_teacher_dwa_and_student_run_on_the_gpu(precision, labels, tiny_setting, own_root):
     setting = tiny_setting(
         network="resnet18",
         device="cuda",
@@ -31,7 +31,7 @@ def test_teacher_dwa_and_student_run_on_the_gpu(precision, tiny_setting, own_roo
         images={"side": 8},  # digits are 8x8 anyway
         teacher={"epochs": 3, "optimizer": "adamw", "learning_rate": 0.001},
         synthesis={"iterations": 5, "classes_per_batch": 5},
-        relabel={"epochs": 2},
+        relabel={"epochs": 2, "labels": labels},
     )
     compute = devices.choose(setting.device, setting.precision)
     found = real.load("digits", setting.images, compute.device)

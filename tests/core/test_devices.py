@@ -18,16 +18,27 @@ def test_whole_chain_runs_with_deterministic_algorithms(tiny_setting, digits, co
     assert record["accuracy"]["last"] > 0
 
 
-def test_auto_takes_bf16_only_where_the_device_computes_in_it(monkeypatch):
-    def chosen(precision):
-        return devices.choose("cpu", precision).precision
+@pytest.mark.parametrize(
+    ("capability", "seconds", "expected"),
+    [
+        ("avx512_bf16", {torch.bfloat16: 1.0, torch.float32: 1.7}, torch.bfloat16),
+        ("avx512_bf16", {torch.bfloat16: 1.7, torch.float32: 1.0}, torch.float32),
+        ("avx2", {torch.bfloat16: 1.0, torch.float32: 1.7}, torch.float32),
+    ],
+)
+def test_auto_takes_the_type_that_a_cpu_is_faster_in(capability, seconds, expected, monkeypatch):
+    def repeat(call, **_):
+        return [9.0, seconds[call().dtype], seconds[call().dtype] + 1]
 
-    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": True})
-    assert chosen("auto") is torch.bfloat16
-    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx2": True})
-    assert chosen("auto") is torch.float32
-    assert chosen("bf16") is torch.bfloat16
-    assert chosen("fp32") is torch.float32
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {capability: True})
+    monkeypatch.setattr("timeit.repeat", repeat)
+    devices.bf16_is_faster_on_cpu.cache_clear()
+    before = torch.get_rng_state()
+    assert devices.choose("cpu", "auto").precision is expected
+    assert torch.equal(torch.get_rng_state(), before), "no random number is drawn"
+    assert devices.choose("cpu", "bf16").precision is torch.bfloat16
+    assert devices.choose("cpu", "fp32").precision is torch.float32
+    devices.bf16_is_faster_on_cpu.cache_clear()
 
 
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float32])

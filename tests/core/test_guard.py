@@ -9,7 +9,7 @@ from dwa_core import devices, guard, models, relabel, synthesis
 from dwa_core.batches import Resident
 from dwa_core.errors import DivergedError
 from dwa_core.synthesis import synthesize
-from dwa_core.training import Batches, Progress, fit
+from dwa_core.training import Batches, Progress, accuracy, fit
 
 
 class AlwaysDue(Progress):
@@ -209,3 +209,18 @@ def test_what_broke_off_for_want_of_memory_is_gone_before_less_is_tried(
     with refused("a batch of 10 does not fit", "; 2 would"):
         synthesize(tiny_setting(), digits.train, 10, tiny_teacher.network, compute, Progress("short"))
     assert alive == [None]
+
+
+def test_test_batch_that_is_too_large_is_tested_in_halves(tiny_teacher, digits, tiny_setting, compute):
+    sizes = []
+
+    def crowded(_network, inputs):
+        sizes.append(len(inputs[0]))
+        if sizes[-1] > 100:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    network, images = devices.frozen_copy(tiny_teacher.network), tiny_setting().images
+    expected = accuracy(network, digits.test.test_batches(images.mean, images.std), compute)
+    network.register_forward_pre_hook(crowded)
+    assert accuracy(network, digits.test.test_batches(images.mean, images.std), compute) == expected
+    assert max(sizes) > 100
