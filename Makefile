@@ -17,7 +17,7 @@ endif
 unexport DWA_ROOT # all is written in this folder
 $(if $(filter-out ray,$(ENGINE)),$(error ENGINE: $(ENGINE) is not known; allowed: ray, or nothing))
 .DEFAULT_GOAL := help
-.PHONY: help reproduce records $(PRODUCTS) report plan status verify publish settings distill share test test-faults bench bench-growth lab environment clean distclean FORCE
+.PHONY: help reproduce records $(PRODUCTS) report plan status verify publish settings distill share test test-faults bench bench-growth lab site environment clean distclean FORCE
 .PRECIOUS: results/%.json # a record is never deleted, whatever interrupts make
 .SECONDEXPANSION:
 
@@ -61,6 +61,8 @@ test-faults: $(ENVIRONMENT); .venv/bin/python -m pytest tests/faults -m "whole o
 bench: $(ENVIRONMENT); .venv/bin/python benchmarks/bench.py ## time per step of ours beside a plain loop, at most 5 minutes on a quiet machine
 bench-growth: $(ENVIRONMENT); .venv/bin/python benchmarks/growth.py ## how time and memory of synthesis grow with ipc, classes and side
 lab: $(ENVIRONMENT); .venv/bin/jupyter lab --notebook-dir notebooks ## open JupyterLab on notebooks/
+site: $(ENVIRONMENT) ## these pages, the walkthrough, tables, figures and the API as a site: _site/html/index.html
+	@.venv/bin/python -m pip install --disable-pip-version-check -qc requirements.lock -e '.[docs]' && .venv/bin/python -m sphinx -M html . _site -c docs -E -q -W && echo _site/html/index.html
 environment: $(ENVIRONMENT) ## install what the others need into .venv
 $(ENVIRONMENT): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed; set PYTHON=")'
@@ -68,6 +70,6 @@ $(ENVIRONMENT): requirements.lock pyproject.toml
 	.venv/bin/python -m pip install --disable-pip-version-check --quiet -r requirements.lock
 	.venv/bin/python -m pip install --disable-pip-version-check --quiet --no-deps -e .
 	touch $@
-clean: ; rm -rf results/*/executed .pytest_cache .ruff_cache $$(find . -path ./.venv -prune -o -name __pycache__ -prune -print) ## delete executed notebooks and caches
+clean: ; rm -rf results/*/executed _site .pytest_cache .ruff_cache $$(find . -path ./.venv -prune -o -name __pycache__ -prune -print) ## delete executed notebooks, the site and caches
 distclean: clean ## delete also .venv, artifacts/, exports/ and what demo, walkthrough and your_own_data made, without asking
 	rm -rf .venv artifacts exports results/demo results/walkthrough results/your-own-data figures/demo *.egg-info

@@ -6,13 +6,10 @@ side by side, as in every synthesis, except at ipc 1, where there is one. Writes
 figures/bench/growth-DEVICE.*.
 """
 
-import re
-import statistics
-import time
-
 import matplotlib.pyplot as plt
+import pandas as pd
 import torch
-from bench import alone, peak_memory
+from bench import REPEATS, alone, file_stem, median_seconds, peak_memory
 
 from dwa_core import batches, devices, models
 from dwa_core.synthesis import synthesize
@@ -24,59 +21,41 @@ from dwa_paper.settings import schema
 from dwa_paper.settings.environment import root
 
 NETWORK = "convnet-128"
-REPEATS = 3
-SMALL = {"iterations": 100 if torch.cuda.is_available() else 2, "steps": 1}
+SMALL = {"iterations": 100 if torch.cuda.is_available() else 2, "steps": 1, "classes_per_batch": 10}
 IMAGES = 1000  # in the training part, at every point
-# One thing grows at a time: (ipc, classes, side, classes per batch).
+# One thing grows at a time: (ipc, classes, side).
 SERIES = {
-    "ipc": [(ipc, 10, 32, 10) for ipc in (1, 10, 100)],
-    "classes": [(1000 // classes, classes, 32, 10) for classes in (10, 100, 1000)],
-    "side": [(2, 10, side, 10) for side in (32, 64, 224)],
+    "ipc": [(ipc, 10, 32) for ipc in (1, 10, 100)],
+    "classes": [(1000 // classes, classes, 32) for classes in (10, 100, 1000)],
+    "side": [(2, 10, side) for side in (32, 64, 224)],
 }
 
 
-def grow(ipc: int, classes: int, side: int, per_batch: int) -> dict:
+def grow(ipc: int, classes: int, side: int) -> dict:
     """Median seconds per image, number of images, and peak memory in MB of one synthesis."""
     compute = devices.choose()
-    setting = schema.resolve(
-        {
-            "preset": "cifar10",
-            "profile": "bench",
-            "name": "growth",
-            "network": NETWORK,
-            "ipc": ipc,
-            "images": {"side": side},
-            "synthesis": {**SMALL, "classes_per_batch": per_batch},
-        }
-    )
+    place = {"profile": "bench", "name": "growth", "preset": "cifar10", "network": NETWORK}
+    setting = schema.resolve({**place, "ipc": ipc, "images": {"side": side}, "synthesis": SMALL})
     random = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (IMAGES, side, side, 3), dtype=torch.uint8, generator=random)
     train = batches.Resident(pixels, torch.arange(IMAGES) % classes, compute.device)
     network = devices.on_device(models.build(NETWORK, classes, setting.stem, side, seed=0), compute.device)
     teacher = network.eval().requires_grad_(False)
-    times = []
-    for _ in range(1 + REPEATS):  # the first is a warm-up
-        started = time.perf_counter()
-        done, _ = synthesize(setting, train, classes, teacher, compute, Progress("growth"))
-        times.append(time.perf_counter() - started)
-    seconds = statistics.median(times[1:])
-    return {"seconds per image": seconds / len(done), "images": len(done), **peak_memory(compute.device)}
+    seconds = median_seconds(lambda: synthesize(setting, train, classes, teacher, compute, Progress("growth")))
+    return {"seconds per image": seconds / (ipc * classes), "images": ipc * classes, **peak_memory(compute.device)}
 
 
-def draw(rows: list[dict], stem: str) -> None:
+def draw(rows: pd.DataFrame, stem: str) -> None:
     """Time per image and peak memory of each series, as figures/bench/<stem>.svg and .png."""
     use_style()
+    rows = rows.assign(**{"ms per image": 1000 * rows["seconds per image"], "peak memory, MB": rows["peak_memory_mb"]})
     figure, axes = plt.subplots(2, len(SERIES), figsize=(10, 5.5))
-    for column, series in enumerate(SERIES):
-        chosen = [row for row in rows if row["series"] == series]
-        for axis, key, label in zip(
-            axes[:, column], ("seconds per image", "peak_memory_mb"), ("ms per image", "peak memory, MB"), strict=True
-        ):
-            factor = 1000 if key.startswith("seconds") else 1
-            axis.plot([row[series] for row in chosen], [factor * row[key] for row in chosen], "o-", color="black")
-            axis.set(xscale="log", xlabel=f"{series}{', px' if series == 'side' else ''}", ylabel=label)
-            axis.set_ylim(0, 1.15 * max(factor * row[key] for row in chosen))
-            axis.set_xticks([row[series] for row in chosen], [str(row[series]) for row in chosen])
+    for column, (series, points) in zip(axes.T, rows.groupby("series", sort=False), strict=True):
+        for axis, shown in zip(column, ("ms per image", "peak memory, MB"), strict=True):
+            axis.plot(points[series], points[shown], "o-", color="black")
+            axis.set(xscale="log", xlabel="side, px" if series == "side" else series, ylabel=shown)
+            axis.set_ylim(0, 1.15 * points[shown].max())
+            axis.set_xticks(points[series], points[series].astype(str))
             axis.minorticks_off()
     caption = (
         f"Synthesis with {NETWORK}, {SMALL['iterations']} iterations and one step of weight adjustment per batch of 10 "
@@ -91,16 +70,14 @@ def draw(rows: list[dict], stem: str) -> None:
 def main() -> None:
     compute, rows = devices.choose(), []
     for series, points in SERIES.items():
-        for ipc, classes, side, per_batch in points:
+        for ipc, classes, side in points:
             point = {"series": series, "ipc": ipc, "classes": classes, "side": side}
-            rows.append(point | alone(grow, ipc, classes, side, per_batch))
+            rows.append(point | alone(grow, ipc, classes, side))
             print(rows[-1], flush=True)
-    stem = "growth-" + re.sub(r"[^a-z0-9]+", "-", compute.describe().lower()).strip("-")
-    store.write_json(
-        root() / "results" / "bench" / f"{stem}.json",
-        {"network": NETWORK, "synthesis": SMALL, "rows": rows, **store.provenance(compute)},
-    )
-    draw(rows, stem)
+    stem = file_stem("growth", compute.describe())
+    measured = {"network": NETWORK, "synthesis": SMALL, "rows": rows, **store.provenance(compute)}
+    store.write_json(root() / "results" / "bench" / f"{stem}.json", measured)
+    draw(pd.DataFrame(rows), stem)
     print(f"written: results/bench/{stem}.json, figures/bench/{stem}.svg and .png")
 
 

@@ -5,8 +5,8 @@ command continues; 128 + N stopped by signal N. An error is one line on stderr; 
 """
 
 import argparse
-import importlib
 import os
+import pkgutil
 import sys
 import time
 from pathlib import Path
@@ -25,9 +25,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command that `arguments` name, and returns its exit code."""
     try:
         given = vars(build_parser().parse_args(arguments))
-        module, _, function = given.pop("function").partition(":")
         # Imported now, so that a command that needs no torch does not wait seconds for it.
-        getattr(importlib.import_module(f"dwa_paper.{module}"), function)(**given)
+        pkgutil.resolve_name(f"dwa_paper.{given.pop('function')}")(**given)
         sys.stdout.flush()
     except BrokenPipeError:  # as `| head` leaves it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -71,40 +70,34 @@ def build_parser() -> Parser:
     command.add_argument("--seed", type=int, help="the student seed; default: all that the setting asks for")
     command.add_argument("--max-minutes", type=float, help="time budget; a run stops when it is used up")
     command.add_argument("--since", type=float, default=time.time(), help="when it began, in seconds since 1970")
-    command = add(
-        "missing", "tools.status:print_missing", "list what of a profile is missing, as make targets", "profile"
-    )
+    command = add("missing", "tools.status:print_missing", "list what is missing of a profile, for make", "profile")
     command.add_argument("products", nargs="*", help="tables or figures; default: all")
     command = add("draw", "runs.runner:draw", "draw a table, a figure or the report from the records", "product")
     command.add_argument("--profile", default="demo")
     add("settings", "settings.grid:write", "write the settings of grid.yaml as files, for bare papermill")
-    add(
-        "plan", "tools.plan:print_plan", "list what of a profile is done and missing, and the hours it takes", "profile"
-    )
+    add("plan", "tools.plan:print_plan", "list what of a profile is done and missing, and its hours", "profile")
     add("status", "tools.status:print_states", "list which runs are done, running, failed or waiting", "profile")
     add("verify", "tools.verify:verify", "check artifacts, records and tables of a profile", "profile")
     add("publish", "tools.publish:publish", "copy the artifacts that records name to results/artifacts/", "profile")
-    command = add("share", "tools.export:share", "write a distilled set for other tools")
+    command = add("share", "tools.export:export", "write a distilled set for other tools")
     command.add_argument("name", metavar="SET", help="a folder under artifacts/distilled/")
     command.add_argument("--to", type=Path, metavar="FOLDER", help="default: exports/NAME-FORMAT")
-    command.add_argument("--format", default="imagefolder", help="imagefolder (default), parquet or tensors")
-    command.add_argument("--soft-labels", help="one (per image) or epochs (per image and epoch)")
+    command.add_argument("--format", choices=["imagefolder", "parquet", "tensors"], default="imagefolder")
+    command.add_argument("--soft-labels", choices=["one", "epochs"], help="one per image, or per image and epoch")
     command.add_argument("--top-k", type=int, help="classes kept of each soft label; default: all")
     command = add("distill", "tools.own_data:distill", "teacher, distilled set and student for a folder of images")
     command.add_argument("folder", metavar="DATA", type=Path)
     command.add_argument("--network", default="resnet18", help="of teacher and student; default: resnet18")
     command.add_argument("--ipc", type=int, default=10, help="images per class; default: 10")
     command.add_argument(
-        "--with", nargs="*", default=[], dest="differences", metavar="KEY=VALUE", help="such as teacher.epochs=30"
+        "--with", nargs="*", default=[], dest="differences", metavar="KEY=VALUE", help="such as seed=1"
     )
     command = add("fleet", "tools.fleet:run_all", "make the missing records on many GPUs or machines with Ray")
     command.add_argument("targets", nargs="+", metavar="TARGET", help=f"a profile, or {setting}")
     command.add_argument("--gpus-per-task", type=float, help="default: 1 where the cluster has GPUs, else 0")
     command.add_argument("--cpus-per-task", type=float, default=1)
     command.add_argument("--tasks-per-set", type=int, default=1, help="over which a distilled set is split, by ipc")
-    command = add(
-        "train-teacher", "tools.distributed:train_teachers", "train a setting's teacher on the GPUs of torchrun"
-    )
+    command = add("train-teacher", "tools.distributed:train_teachers", "train a setting's teacher on torchrun's GPUs")
     command.add_argument("setting", help=setting)
     return parser
 

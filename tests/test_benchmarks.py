@@ -35,7 +35,7 @@ def test_fast_and_plain_synthesis_agree_in_float64_after_ten_iterations(name):
     stage, mean, std = setting.synthesis, setting.images.mean, setting.images.std
     class_batch = ClassBatch(images, torch.arange(4), views)
     twin = devices.frozen_copy(network)
-    *_, slow = plain.synthesis_steps(twin, class_batch.images, class_batch.labels, views, stage, mean, std)
+    slow = plain.synthesize(twin, class_batch.images, class_batch.labels, views, mean, std)
     compute = Compute(torch.device("cpu"), torch.float64)
     batch = ImageOptimisation(devices.frozen_copy(network), class_batch, stage, setting.images, compute)
     optimise([batch], Progress("test"), torch.empty(0), {})
@@ -69,16 +69,17 @@ def test_losses_in_bf16_end_within_the_spread_of_three_seeds_in_fp32(digits, tin
 def test_speed_of_the_plain_loop_and_of_ours_is_taken(stage, monkeypatch):
     monkeypatch.setattr(bench, "REPEATS", 1)
     case = (stage, "cifar10", "convnet-8", 20)
-    theirs, ours = bench.plain_seconds(case, with_loader=False), bench.our_seconds(case)
-    for taken in (theirs, ours):
+    theirs, ours = [bench.plain_seconds(case, with_loader) for with_loader in (False, True)], bench.our_seconds(case)
+    for taken in (*theirs, ours):
         assert 0 < taken["seconds"] < 10
         assert taken["peak_memory_mb"] > 0
     assert ours["flop"] > 0
 
 
 def test_growth_is_taken(monkeypatch):
-    monkeypatch.setattr(growth, "REPEATS", 1)
+    monkeypatch.setattr(bench, "REPEATS", 1)
     monkeypatch.setattr(growth, "NETWORK", "convnet-8")
-    taken = growth.grow(2, 10, 32, 5)
+    monkeypatch.setitem(growth.SMALL, "classes_per_batch", 5)
+    taken = growth.grow(2, 10, 32)
     assert taken["images"] == 20
     assert taken["seconds per image"] > 0

@@ -97,7 +97,7 @@ def test_fast_and_plain_synthesis_agree_on_the_gpu(tiny_teacher, tiny_setting):
     initial = augment.normalise(torch.rand(10, 3, 16, 16, generator=random), images.mean, images.std).to(CUDA)
     views, labels = augment.draw_views(10, 16, [0, 2], False, 0), torch.arange(10, device=CUDA)
     twin = devices.frozen_copy(network)
-    *_, slow = plain.synthesis_steps(twin, initial, labels, views, stage, images.mean, images.std)
+    slow = plain.synthesize(twin, initial, labels, views, images.mean, images.std)
     compute = Compute(CUDA, torch.float32)
     batch = ImageOptimisation(network, ClassBatch(initial, labels, views), stage, images, compute)
     optimise([batch], Progress("test"), NOTHING_DONE, {})

@@ -18,7 +18,7 @@ PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPO
 # In an order in which each page finds what an earlier one leaves, as fleet.md finds the settings of one's own images.
 HOW_TOS = ["own-data.md", "share.md", "watch.md", "fleet.md"]
 # What a command needs that may not be installed.
-EXTRAS = {"ENGINE=ray": "ray", "benchmarks/fleet.py": "ray", "DWA_TENSORBOARD": "tensorboard"}
+EXTRAS = {"ENGINE=ray": "ray", "dwa_paper fleet": "ray", "DWA_TENSORBOARD": "tensorboard"}
 
 
 def blocks(page: str) -> list[tuple[str, str]]:

@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from dwa_paper.report import results
+from dwa_paper.report.labels import LABELS, PLACE
 from dwa_paper.report.product import Run
 from dwa_paper.report.results import CELL, METHODS, RECIPES
 
@@ -68,21 +69,10 @@ def show_pictures(axis, pictures_uint8, label: str) -> None:
 
 
 def disambiguate(records: Sequence[dict], labels: Sequence[str]) -> list[str]:
-    """`labels` of the sets of `records`, where those that are alike within a group name what differs first.
-
-    That is the teacher's recipe or epochs, else the hash of its name, else that of the set's name.
-    """
-    groups = [label_group(record["setting"], "network") for record in records]
-    ways = (
-        [results.teacher_variant(record["setting"]) for record in records],
-        [f"teacher {record['teacher']['artifact'].rpartition('-')[2]}" for record in records],
-        [f"set {record['distilled']['artifact'].rpartition('-')[2]}" for record in records],
-    )
-    for way in ways:
-        shown = list(zip(groups, labels, strict=True))
-        alike = {key: {other for k, other in zip(shown, way, strict=True) if k == key} for key in shown}
-        labels = [f"{key[1]},\n{own}" if len(alike[key]) > 1 else key[1] for key, own in zip(shown, way, strict=True)]
-    return labels
+    """`labels` of the sets of `records`, where those that are alike within a group name what differs first."""
+    frame = pd.DataFrame([results.identify(record) for record in records]).assign(label=labels)
+    frame["group"] = [label_group(record["setting"], "network") for record in records]
+    return list(frame["label"] + results.name_differences(frame, ["group", "label"], ",\n"))
 
 
 def accuracy_bars(runs: list[Run]) -> Figure:
@@ -96,7 +86,7 @@ def accuracy_bars(runs: list[Run]) -> Figure:
         return empty_figure("no record yet")
     if done["recipe"].nunique() > 1:  # alone, the defaults need no name
         done.loc[done["recipe"] == "defaults", "group"] += f"\n{RECIPES['defaults']}"
-    paper = results.reported_numbers().assign(variant="").set_index(cell)["top1_mean"]
+    paper = results.reported_numbers().set_index(cell)["top1_mean"]
     figure, axis = plt.subplots(figsize=(8, 1 + 0.35 * len(done.groupby(["group", "method", "variant"]))))
     place, ticks, paper_drawn = 0.0, {}, False
     for group, in_group in done.groupby("group", sort=False):
@@ -125,51 +115,41 @@ def accuracy_bars(runs: list[Run]) -> Figure:
     return figure
 
 
-def gains(frame: pd.DataFrame, key: list[str], mean: str, std: str) -> pd.DataFrame:
-    """`gain` of method dwa over sre2l for each `key`, and `spread`, the root of the sum of the two variances."""
-    means, stds = (frame.pivot_table(index=key, columns="method", values=name, dropna=False) for name in (mean, std))
-    for values in (means, stds):
-        values[[name for name in ("sre2l", "dwa") if name not in values]] = np.nan
-    return pd.DataFrame({"gain": means["dwa"] - means["sre2l"], "spread": np.hypot(stds["dwa"], stds["sre2l"])})
-
-
 def gain_bars(runs: list[Run]) -> Figure:
-    """Points of accuracy that DWA gains over SRe2L, ours beside the paper's, for each data set, ipc and student."""
+    """Points of accuracy that DWA gains over SRe2L, for each data set, ipc and student.
+
+    Beside ours the paper's, for our students and for ResNet-18, which its Figure 1 shows.
+    """
+    cell = ["data set", "ipc", "student", "variant", "recipe"]
     rows = results.accuracies(runs)
-    key = ["data set", "ipc", "student"]
-    done = rows[rows["variant"] == ""].groupby([*key, "recipe", "method"])["accuracy"].agg(["mean", "std"])
-    done = done.reset_index()
-    # The paper is compared with runs of the authors' code, or with the defaults where a profile has none of it.
-    shown = "authors" if (done["recipe"] == "authors").any() else "defaults"
-    ours = gains(done[done["recipe"] == shown], key, "mean", "std")
-    paper = gains(results.reported_numbers(), key, "top1_mean", "top1_std").reindex(ours.index)
-    gain, spread = (
-        pd.DataFrame({"the paper": paper[name], f"ours, {RECIPES[shown]}": ours[name]}) for name in ("gain", "spread")
-    )
-    gain = gain.dropna(how="all").dropna(axis=1, how="all")
+    rows["recipe"] = "ours, " + rows["recipe"].map(RECIPES)
+    of_another = rows["student"] + ", teacher " + rows["network"]
+    rows["student"] = rows["student"].where(rows["student"] == rows["network"], of_another)
+    ours = rows.groupby([*cell, "method"])["accuracy"].agg(["mean", "std"])
+    paper = results.reported_numbers().merge(rows[["data set", "ipc"]].drop_duplicates()).assign(recipe="the paper")
+    paper = paper[paper["student"].isin(["resnet18", *rows["student"]])].set_index([*cell, "method"])
+    numbers = pd.concat([ours, paper[["top1_mean", "top1_std"]].set_axis(ours.columns, axis=1)]).unstack("method")
+    numbers = numbers.reindex(columns=pd.MultiIndex.from_product([ours.columns, ["sre2l", "dwa"]]))
+    gain = (numbers["mean", "dwa"] - numbers["mean", "sre2l"]).dropna().unstack("recipe")
     if gain.empty:
         return empty_figure("no pair of SRe2L and DWA yet")
-    gain = gain.loc[
-        sorted(gain.index, key=lambda cell: (results.natural_key(cell[0]), cell[1], results.natural_key(cell[2])))
-    ]
+    colours = {"the paper": "white", "ours, authors' code": DARK, "ours, defaults": LIGHT}
+    order = sorted(gain.index, key=lambda key: [results.natural_key(str(name)) for name in key])
+    gain = gain.loc[order, [recipe for recipe in colours if recipe in gain]]
+    spread = np.hypot(numbers["std", "dwa"], numbers["std", "sre2l"]).unstack("recipe").loc[order, gain.columns]
     figure, axis = plt.subplots(figsize=(2 + 1.8 * len(gain), 4))
     axis.axhline(0, color="black", lw=1)
-    gain.plot.bar(
-        ax=axis,
-        width=0.8,
-        color=["white" if label == "the paper" else DARK for label in gain],
-        edgecolor="black",
-        yerr=spread.loc[gain.index, gain.columns].fillna(0),
-        capsize=4,
-        error_kw={"ecolor": "black", "elinewidth": 1},
-    )
+    look = {"width": 0.8, "edgecolor": "black", "capsize": 4, "error_kw": {"ecolor": "black", "elinewidth": 1}}
+    gain.plot.bar(ax=axis, color=colours, yerr=spread.fillna(0), **look)
     for bars in axis.containers[1::2]:  # each follows its error bars
         plt.setp(bars.patches, hatch="///" if bars.get_label() == "the paper" else "")
-        heights = gain[bars.get_label()]
-        axis.bar_label(bars, [results.format_number(value, "+.1f") for value in heights], padding=3, fontsize="small")
+        heights = [results.format_number(value, "+.1f") for value in gain[bars.get_label()]]
+        axis.bar_label(bars, heights, padding=3, fontsize="small")
     axis.margins(y=0.12)
     axis.set(xlim=(-0.7, len(gain) - 0.3), xlabel="", ylabel="gain in test accuracy, points")
-    labels = [f"{name}\nipc {ipc}\n{student}".replace(" (", "\n(") for name, ipc, student in gain.index]
+    labels = [
+        "\n".join(filter(None, [name, f"ipc {ipc}", *others])).replace(" (", "\n(") for name, ipc, *others in order
+    ]
     axis.set_xticks(range(len(gain)), labels, rotation=0)
     axis.grid(axis="x", visible=False)
     axis.legend(**RIGHT)
@@ -177,42 +157,38 @@ def gain_bars(runs: list[Run]) -> Figure:
 
 
 def coupling(setting: dict) -> list[str]:
-    """ "decoupled" where the variance has a weight of its own, "coupled" where mean and variance have the same.
-
-    Both where r_bn is the preset's and r_var is 1.
-    """
-    changed = results.differences(setting)
-    kinds = ["decoupled"] if "synthesis.r_bn" not in changed else []
+    """ "decoupled" where r_bn is the preset's, "coupled" where mean and variance weigh the same; or both."""
+    kinds = [] if "synthesis.r_bn" in results.differences(setting) else ["decoupled"]
     return kinds + (["coupled"] if setting["synthesis"]["r_var"] == 1 else [])
+
+
+def sweep(runs: list[Run], axes: tuple[str, ...]) -> pd.DataFrame:
+    """The rows of `results.accuracies` that DWA has a record of; "panel" says what else tells one from another."""
+    rows = results.accuracies(runs, axes)
+    labels = [label_group(run.setting, "student") for run in runs]
+    rows["panel"] = [f"{label}\n{variant}".strip() for label, variant in zip(labels, rows["variant"], strict=True)]
+    rows["coupling"] = [coupling(run.setting) for run in runs]
+    return rows[rows["method"] == "dwa"].sort_values("variant", kind="stable")
 
 
 def variance_curves(runs: list[Run]) -> Figure:
     """Accuracy over the coefficient of the variance, r_bn * r_var; a panel for each data set, ipc and student."""
-    rows = []
-    for setting, _, record in runs:
-        if record is not None and setting["method"] == "dwa":
-            coefficient = round(setting["synthesis"]["r_bn"] * setting["synthesis"]["r_var"], 6)
-            point = label_group(setting, "student"), coefficient, record["accuracy"]["reported"]
-            rows += [(kind, *point) for kind in coupling(setting)]
-    if not rows:
+    rows = (
+        sweep(runs, ("synthesis.r_bn", "synthesis.r_var")).explode("coupling").dropna(subset=["accuracy", "coupling"])
+    )
+    if rows.empty:
         return empty_figure("no record yet")
-    frame = pd.DataFrame(rows, columns=["kind", "panel", "coefficient", "accuracy"])
+    rows["coefficient"] = (rows["synthesis.r_bn"] * rows["synthesis.r_var"]).round(6)
     looks = {
         "decoupled": {"color": DARK, "marker": "o", "ls": "-", "label": "decoupled: variance alone"},
-        "coupled": {
-            "color": "dimgrey",
-            "marker": "s",
-            "mfc": "white",
-            "ls": "--",
-            "label": "coupled: mean and variance",
-        },
+        "coupled": {"color": "dimgrey", "marker": "s", "mfc": "white", "ls": "--"}
+        | {"label": "coupled: mean and variance"},
     }
-    panels = list(dict.fromkeys(frame["panel"]))
+    panels = rows.groupby("panel", sort=False)
     figure, axes = plt.subplots(1, len(panels), figsize=(3 + 5 * len(panels), 4), squeeze=False)
-    for axis, panel in zip(axes[0], panels, strict=True):
+    for axis, (panel, chosen) in zip(axes[0], panels, strict=True):
         for kind, look in looks.items():
-            chosen = frame[(frame["panel"] == panel) & (frame["kind"] == kind)]
-            points = chosen.groupby("coefficient")["accuracy"].agg(["mean", "std"])
+            points = chosen[chosen["coupling"] == kind].groupby("coefficient")["accuracy"].agg(["mean", "std"])
             axis.errorbar(points.index, points["mean"], points["std"], capsize=3, **look)
         axis.set(xlabel=r"coefficient of the variance, $\lambda$", ylabel="test accuracy, %")
         set_panel_title(axis, panel)
@@ -251,15 +227,13 @@ def distance_bars(runs: list[Run]) -> Figure:
 
 def steps_rho_map(runs: list[Run]) -> Figure:
     """A heat map of mean accuracy over K and rho for each data set, ipc and student; not run stays empty."""
-    rows = results.accuracies(runs, axes=("synthesis.steps", "synthesis.rho"))
-    rows["panel"] = [label_group(run.setting, "student") for run in runs]
-    rows = rows[(rows["variant"] == "") & (rows["method"] == "dwa")]
-    if rows["accuracy"].isna().all():
+    panels = sweep(runs, ("synthesis.steps", "synthesis.rho")).groupby("panel", sort=False)
+    panels = panels.filter(lambda rows: rows["accuracy"].notna().any()).groupby("panel", sort=False)
+    if not len(panels):
         return empty_figure("no record yet")
-    panels = list(dict.fromkeys(rows["panel"]))
     figure, axes = plt.subplots(1, len(panels), figsize=(5.5 * len(panels), 4.2), squeeze=False)
-    for axis, panel in zip(axes[0], panels, strict=True):
-        table = rows[rows["panel"] == panel].pivot_table(
+    for axis, (panel, rows) in zip(axes[0], panels, strict=True):
+        table = rows.pivot_table(
             index="synthesis.steps", columns="synthesis.rho", values="accuracy", dropna=False, observed=False
         )
         sns.heatmap(
@@ -275,4 +249,47 @@ def steps_rho_map(runs: list[Run]) -> Figure:
         axis.grid(False)
         axis.tick_params(axis="y", rotation=0)
         set_panel_title(axis, panel)
+    return figure
+
+
+def label_panels(rows: pd.DataFrame) -> Figure:
+    """Bars of mean accuracy by kind of images, a dot per student; a panel for each kind of labels.
+
+    Args:
+        rows: as `labels.accuracies` returns them.
+    """
+    rows = rows[rows["accuracy"].notna()]
+    if rows.empty:
+        return empty_figure("no record yet")
+    cells = list(dict.fromkeys(zip(rows["data set"], rows["ipc"], rows["student"], strict=True)))
+    kinds = rows.drop_duplicates("images").sort_values(
+        ["method", "recipe"],
+        key=lambda column: column.map({name: place for place, name in enumerate([*METHODS, *RECIPES])}),
+    )
+    figure, axes = plt.subplots(1, len(LABELS), figsize=(4.2 * len(LABELS), 4), sharey=True)
+    width = 0.85 / len(kinds)
+    for axis, (labels, title) in zip(axes, LABELS.items(), strict=True):
+        for place, (_, kind) in enumerate(kinds.iterrows()):
+            chosen = rows[(rows["labels"] == labels) & (rows["images"] == kind["images"])]
+            for number, cell in enumerate(cells):
+                tops = chosen.loc[(chosen[PLACE] == list(cell)).all(axis=1), "accuracy"]
+                x = number + (place - (len(kinds) - 1) / 2) * width
+                hatch = "" if kind["recipe"] == "defaults" else "///"
+                axis.bar(x, tops.mean(), width, color=COLOURS[kind["method"]], edgecolor="black", hatch=hatch)
+                axis.scatter([x] * len(tops), tops, s=12, color="white", edgecolor="black", zorder=3)
+        axis.set_xticks(range(len(cells)), [f"{name}\nipc {ipc}\n{student}" for name, ipc, student in cells])
+        axis.set_xlim(-0.5, len(cells) - 0.5)
+        axis.set_title(title, loc="left", fontsize="medium")
+        axis.grid(axis="x", visible=False)
+    axes[0].set_ylabel("test accuracy, %")
+    handles = [
+        Patch(
+            facecolor=COLOURS[kind["method"]],
+            edgecolor="black",
+            label=kind["images"],
+            hatch="" if kind["recipe"] == "defaults" else "///",
+        )
+        for _, kind in kinds.iterrows()
+    ]
+    axes[-1].legend(handles=handles, **RIGHT)
     return figure

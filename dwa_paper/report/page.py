@@ -22,9 +22,9 @@ class Shown(NamedTuple):
 
 
 def tables(profile: str) -> dict[str, Shown]:
-    """Each table that is there, by its name; headings inside two levels lower."""
+    """Each table that is there, by its name, Table 2 before Table 10; headings inside two levels lower."""
     found = {}
-    for path in list_files("results", profile, "md"):
+    for path in list_files(root() / "results" / profile, "md"):
         title, _, text = path.read_text().partition("\n")
         title = title.removeprefix("# ").removesuffix(f", profile {profile}")
         found[path.stem] = Shown(title, text.partition("\n<!--")[0].replace("\n## ", "\n#### "), path)
@@ -34,16 +34,14 @@ def tables(profile: str) -> dict[str, Shown]:
 def figures(profile: str) -> dict[str, Shown]:
     """Each figure that is there, by its name: the title and caption in its PNG."""
     found = {}
-    for path in list_files("figures", profile, "png"):
+    for path in list_files(root() / "figures" / profile, "png"):
         with Image.open(path) as picture:
             found[path.stem] = Shown(picture.text["Title"], picture.text["Description"], path)
     return found
 
 
-def list_files(folder: str, profile: str, ending: str) -> list[Path]:
-    """The products' files with that ending, Table 2 before Table 10."""
-    found = (root() / folder / profile).glob(f"*.{ending}")
-    return sorted(found, key=lambda path: results.natural_key(path.stem))
+def list_files(folder: Path, ending: str) -> list[Path]:
+    return sorted(folder.glob(f"*.{ending}"), key=lambda path: results.natural_key(path.stem))
 
 
 def contents(profile: str, runs: list[Run]) -> str:
@@ -79,11 +77,10 @@ def durations(runs: list[Run]) -> pd.DataFrame:
     seconds = {}
     for setting, _, record in runs:
         for part in students(record) if record else []:
-            label = results.dataset_label(setting)
-            for stage, what in (("teacher", "teacher"), ("synthesis", "distilled")):
-                seconds.setdefault((label, stage), {})[part[what]["artifact"]] = part["seconds"][stage]
-            student = setting["name"], setting["seed"], part.get("classes_seen")
-            seconds.setdefault((label, "student"), {})[student] = part["seconds"]["student"]
+            made = {"teacher": part["teacher"]["artifact"], "synthesis": part["distilled"]["artifact"]}
+            made["student"] = setting["name"], setting["seed"], part.get("classes_seen")
+            for stage, what in made.items():
+                seconds.setdefault((results.dataset_label(setting), stage), {})[what] = part["seconds"][stage]
     rows = [
         (*key, len(times), f"{statistics.median(times.values()):,.1f}", f"{sum(times.values()) / 3600:,.2f}")
         for key, times in seconds.items()

@@ -20,12 +20,7 @@ from dwa_paper.settings.schema import Setting
 
 HERE = Path(__file__).parent
 # What a product shows and how, beside its notebook and the records.
-SOURCES = [
-    *sorted(HERE.glob("*.py")),
-    *sorted(HERE.glob("published/*.csv")),
-    presets.PATH,
-    Path(recipe.__file__),
-]
+SOURCES = [*sorted(HERE.glob("*.py")), *sorted(HERE.glob("published/*.csv")), presets.PATH, Path(recipe.__file__)]
 
 
 class Run(NamedTuple):
@@ -112,13 +107,15 @@ def files_of(name: str, profile: str) -> list[Path]:
     return [root() / folder / profile / f"{name}.{ending}" for ending in endings]
 
 
-# ----------------------------------------------------------------------------------------- what is current
-
-
 def products(runs: list[Setting]) -> list[str]:
-    """The products that a profile of these runs shows: those that they name, and those that read no records."""
+    """The products that a profile of these runs shows: those that they name, and those that show all runs."""
     named = {name for setting in runs for name in setting.shown_in}
-    return [name for name in files.list_products() if name in named or not reads_records(name)]
+    return [name for name in files.list_products() if name in named or shows_all_runs(name)]
+
+
+def shows_all_runs(product: str) -> bool:
+    """Whether a product shows every run of a profile, and without records what the settings ask for."""
+    return any("runs_of(" in text for text in read_cells(product, "code"))
 
 
 def is_current(product: str, profile: str, runs: list[Setting]) -> bool:
@@ -136,11 +133,8 @@ def is_current(product: str, profile: str, runs: list[Setting]) -> bool:
 
 def digest(product: str, runs: list[Setting]) -> str:
     """What a product is drawn from, as 10 hexadecimal digits: settings and records of its runs, its notebook, code."""
-    if reads_records(product):
-        chosen = [setting for setting in runs if product in setting.shown_in]
-        shown = [[setting.recorded(), checksum(setting.record_path())] for setting in chosen]
-    else:
-        shown = sorted({setting.preset for setting in runs})
+    chosen = runs if shows_all_runs(product) else [setting for setting in runs if product in setting.shown_in]
+    shown = [[setting.recorded(), checksum(setting.record_path())] for setting in chosen]
     parts = [product, shown, read_cells(product), [checksum(path) for path in SOURCES]]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:10]
 
@@ -154,8 +148,3 @@ def read_cells(product: str, kind: str = "") -> list[str]:
     """The texts of the cells of a product's notebook, or of those of one kind: "markdown" or "code"."""
     notebook_cells = json.loads((files.NOTEBOOKS / f"{product}.ipynb").read_text())["cells"]
     return ["".join(cell["source"]) for cell in notebook_cells if kind in cell["cell_type"]]
-
-
-def reads_records(product: str) -> bool:
-    """Whether a product's notebook asks for its runs; the hyper-parameters are there without any."""
-    return any("product.runs" in text for text in read_cells(product, "code"))

@@ -3,17 +3,16 @@
 A cell that was never run stays empty: nothing is filled in from the paper.
 """
 
-import math
-from collections.abc import Iterable
+from collections import Counter
 from itertools import takewhile
 
+import numpy as np
 import pandas as pd
 
 from dwa_paper.report import results
 from dwa_paper.report.product import Run
 from dwa_paper.report.results import CELL, METHODS, RECIPES, format_number
-from dwa_paper.settings import files, schema
-from dwa_paper.settings.presets import PRESETS
+from dwa_paper.settings.schema import SYNTHESISED
 
 TOLERANCE = 1.0  # points of accuracy; a smaller difference is not taken seriously
 MARK = "†"
@@ -30,6 +29,7 @@ DIVERSITY_NOTE = (
 )
 # The arms of Table 3 in its order.
 ARMS = {"none": "no adjustment", "random": "random direction", "directed": "directed (DWA)"}
+MEASURES = list(results.DIVERSITY.values())
 
 
 def accuracy_table(runs: list[Run], table: int | None = None, axes: tuple[str, ...] = ()) -> pd.DataFrame:
@@ -40,49 +40,39 @@ def accuracy_table(runs: list[Run], table: int | None = None, axes: tuple[str, .
     TOLERANCE and above twice the larger standard deviation, and None without one.
 
     Args:
-        runs: as `product.runs_of` returns them.
         table: the paper's table whose rows join ours, for each data set and ipc that a run has; None where the paper
             has none, or its numbers are not available.
         axes: keys such as "synthesis.rho" that get a column of their own.
     """
-    cell = [*CELL, *axes]
-    rows = results.accuracies(runs, axes)
+    cell, rows = [*CELL, *axes], results.accuracies(runs, axes)
     columns = []
     for label in RECIPES:
         group = rows[rows["recipe"] == label].groupby(cell)
-        columns.append(group["accuracy"].agg(["mean", "std", "count"]).add_prefix(f"{label} "))
-        columns.append(group[list(results.DIVERSITY.values())].mean().add_prefix(f"{label} "))
+        numbers = group["accuracy"].agg(["mean", "std", "count"]).join(group[MEASURES].mean())
+        columns.append(numbers.add_prefix(f"{label} "))
     frame = pd.concat([*columns, rows.groupby(cell)["teacher"].mean()], axis=1).reset_index()
-    paper = results.reported_numbers().assign(variant="")
-    shown = set(zip(rows["data set"], rows["ipc"], strict=True))
-    belongs = [key in shown for key in zip(paper["data set"], paper["ipc"], strict=True)]
-    paper = paper[(paper["table"] == table) & pd.Series(belongs)]
-    paper = paper.rename(columns={"top1_mean": "paper mean", "top1_std": "paper std"})
+    paper = results.reported_numbers().merge(rows[["data set", "ipc"]].drop_duplicates())
     key = [name for name in CELL if name != "network"]
-    frame = frame.merge(paper[[*key, "paper mean", "paper std"]], how="outer", on=key)
+    paper = paper.rename(columns={"top1_mean": "paper mean", "top1_std": "paper std"})
+    paper = paper.loc[paper["table"] == table, [*key, "paper mean", "paper std"]]
+    frame = frame.merge(paper, how="outer", on=key)
     frame["difference"] = (frame["authors mean"] - frame["paper mean"]).round(6)
     spread = 2 * frame[["authors std", "paper std"]].max(axis=1).fillna(0)
     outside = frame["difference"].abs() > spread.clip(lower=TOLERANCE).round(6)
     frame["outside"] = outside.astype(object).where(frame["difference"].notna(), None)
-    return frame.sort_values(
-        ["data set", "ipc", "student", "network", "method", "variant", *axes], key=sort_key, ignore_index=True
-    )
+    order = ["data set", "ipc", "student", "network", "method", "variant", *axes]
+    return frame.sort_values(order, key=sort_key, ignore_index=True)
 
 
 def sort_key(column: pd.Series) -> pd.Series:
     """The key that sorts a column of `accuracy_table`: quoted methods before ours, networks by their number."""
-    orders = {"method": list(METHODS), "synthesis.adjustment": list(ARMS)}
-    if column.name in orders:
-        known = orders[column.name]
-        order = sorted(column.unique(), key=lambda name: (known.index(name) if name in known else -1, name))
-    elif column.name in ("data set", "student", "network"):
-        order = sorted(column.fillna("").unique(), key=results.natural_key)
-    else:
+    keys = dict.fromkeys(("data set", "student", "network"), results.natural_key)
+    for name, known in {"method": list(METHODS), "synthesis.adjustment": list(ARMS)}.items():
+        keys[name] = lambda value, known=known: (known.index(value) if value in known else -1, value)
+    if column.name not in keys:
         return column
-    return column.fillna("").map(order.index)
-
-
-# ---------------------------------------------------------------------------------------------------- texts
+    names = column.fillna("")
+    return names.map(sorted(names.unique(), key=keys[column.name]).index)
 
 
 def mean_text(row: pd.Series, label: str = "") -> str:
@@ -117,24 +107,20 @@ def teacher_text(row: pd.Series) -> str:
 
 def long(frame: pd.DataFrame) -> pd.DataFrame:
     """`accuracy_table`'s frame as texts, one cell a row, without empty columns."""
-    shown = pd.DataFrame(
-        {
-            "data set": row["data set"],
-            "ipc": row["ipc"],
-            "student": row["student"],
-            "method": method_text(row),
-            "paper": mean_text(row, "paper"),
-            "ours, authors' code": mean_text(row, "authors"),
-            "difference": difference_text(row),
-            "ours, defaults": mean_text(row, "defaults"),
-            "ours, best on validation": mean_text(row, "best"),
-            "teacher": teacher_text(row),
-        }
-        for _, row in frame.iterrows()
-    )
+    shown = frame[["data set", "ipc", "student"]].copy()
+    for name, text in {
+        "method": method_text,
+        "paper": lambda row: mean_text(row, "paper"),
+        "ours, authors' code": lambda row: mean_text(row, "authors"),
+        "difference": difference_text,
+        "ours, defaults": lambda row: mean_text(row, "defaults"),
+        "ours, best on validation": lambda row: mean_text(row, "best"),
+        "teacher": teacher_text,
+    }.items():
+        shown[name] = [text(row) for _, row in frame.iterrows()]
     # Where the paper has numbers, the columns that are compared with them stay, to show what is not run yet.
-    keep = ["paper", "ours, authors' code", "difference"] if shown.get("paper", pd.Series()).any() else []
-    return shown.drop(columns=[name for name in shown if name not in keep and not shown[name].astype(bool).any()])
+    keep = ["paper", "ours, authors' code", "difference"] if shown["paper"].any() else []
+    return shown[[name for name in shown if name in keep or shown[name].astype(bool).any()]]
 
 
 def stack_recipes(frame: pd.DataFrame) -> pd.DataFrame:
@@ -142,15 +128,15 @@ def stack_recipes(frame: pd.DataFrame) -> pd.DataFrame:
     parts = []
     for label, recipe in RECIPES.items():
         planned = frame[frame[f"{label} count"].notna()].assign(recipe=recipe)
-        parts.append(planned.rename(columns={name: name.removeprefix(f"{label} ") for name in frame}))
+        parts.append(planned.rename(columns=lambda name, label=label: name.removeprefix(f"{label} ")))
     return pd.concat(parts, ignore_index=True)
 
 
 def wide(frame: pd.DataFrame, rows: list[str], columns: list[str]) -> pd.DataFrame:
     """`accuracy_table`'s frame as texts with one row for each of `rows` and one column for each of `columns`.
 
-    Where there are several recipes, the defaults, the authors' code and the best on validation images, each has rows of
-    its own. The paper's number, where there is one, follows ours in brackets, with the difference.
+    Where there are several recipes, each has rows of its own. The paper's number, where there is one, follows ours in
+    brackets, with the difference.
     """
     teachers = frame.groupby(["data set", "network"])["teacher"]
     # Their accuracy only where it is one and the same for all rows of a data set and network.
@@ -175,24 +161,15 @@ def diversity(frame: pd.DataFrame) -> pd.DataFrame:
     The student is one of the teacher's network where there is one.
     """
     axes = [name for name in takewhile(lambda name: not name.endswith(" mean"), frame) if name not in CELL]
-    which_set = ["recipe", "data set", "ipc", "network", "method", "variant", *axes]
-    measures = list(results.DIVERSITY.values())
-    known = stack_recipes(frame).dropna(subset=measures, how="all")
+    known = stack_recipes(frame).dropna(subset=MEASURES, how="all")
     known = known.assign(other=known["student"] != known["network"]).sort_values("other", kind="stable")
-    return pd.DataFrame(
-        {
-            "data set": row["data set"],
-            "ipc": row["ipc"],
-            "teacher": row["network"],
-            "method": method_text(row),
-            **{axis: row[axis] for axis in axes if axis != "synthesis.adjustment"},
-            "recipe": row["recipe"],
-            **{name: format_number(row[name], ".2f") for name in measures},
-            "accuracy": mean_text(row),
-            "of student": row["student"],
-        }
-        for _, row in known.drop_duplicates(which_set).sort_index().iterrows()
-    )
+    known = known.drop_duplicates(["recipe", "data set", "ipc", "network", "method", "variant", *axes]).sort_index()
+    rows = [row for _, row in known.iterrows()]
+    shown = known[["data set", "ipc"]].assign(teacher=known["network"], method=[method_text(row) for row in rows])
+    shown = shown.join(known[[*(axis for axis in axes if axis != "synthesis.adjustment"), "recipe"]])
+    for name in MEASURES:
+        shown[name] = [format_number(value, ".2f") for value in known[name]]
+    return shown.assign(accuracy=[mean_text(row) for row in rows], **{"of student": known["student"]})
 
 
 def seed_spread(frame: pd.DataFrame) -> pd.DataFrame:
@@ -201,22 +178,13 @@ def seed_spread(frame: pd.DataFrame) -> pd.DataFrame:
     The first is the root of the mean variance of the students on one set, the second the standard deviation of the
     sets' means, which holds what is left of the first in a mean.
     """
-    which_sets = ["recipe", "data set", "ipc", "network", "student", "method", "variant"]
-    return pd.DataFrame(
-        {
-            "data set": row["data set"],
-            "ipc": row["ipc"],
-            "teacher": row["network"],
-            "student": row["student"],
-            "method": method_text(row),
-            "recipe": row["recipe"],
-            **{f"synthesis seed {one['synthesis.seed']}": mean_text(one) for _, one in sets.iterrows()},
-            "standard deviation over students": format_number((sets["std"] ** 2).mean() ** 0.5, ".2f"),
-            "over sets": format_number(sets["mean"].std(), ".2f"),
-        }
-        for _, sets in stack_recipes(frame).groupby(which_sets, sort=False)
-        for row in [sets.iloc[0]]
-    )
+    which_sets, shown = ["data set", "ipc", "network", "student", "method", "variant", "recipe"], []
+    for _, sets in stack_recipes(frame).groupby(which_sets, sort=False):
+        row = {**sets.iloc[0][which_sets], "method": method_text(sets.iloc[0])}
+        row |= {f"synthesis seed {one['synthesis.seed']}": mean_text(one) for _, one in sets.iterrows()}
+        row["standard deviation over students"] = format_number((sets["std"] ** 2).mean() ** 0.5, ".2f")
+        shown.append(row | {"over sets": format_number(sets["mean"].std(), ".2f")})
+    return pd.DataFrame(shown).drop(columns="variant", errors="ignore").rename(columns={"network": "teacher"})
 
 
 def accuracy_blocks(runs: list[Run], frame: pd.DataFrame, shown: pd.DataFrame) -> list:
@@ -240,34 +208,31 @@ def moves(runs: list[Run]) -> pd.DataFrame:
     student seeds, in percent; `<method> effect` is what the change adds to the mean, in points, and `<method> spread`
     twice the larger standard deviation of the two, and at least TOLERANCE. `synthesis gain` is DWA minus random real
     images under the same change, or, where it is one of the synthesis that real images know nothing of, under the rest.
-
-    Args:
-        runs: as `product.runs_of` returns them.
     """
     where = ["data set", "ipc", "network", "student"]
     rows = results.accuracies(runs)
     recipes = rows["recipe"].map(RECIPES | {"defaults": ""})
-    for name, variant in {"change": "variant", "change of real": "variant of real"}.items():
-        rows[name] = [", ".join(filter(None, texts)) for texts in zip(recipes, rows[variant], strict=True)]
-    cells = rows.groupby([*where, "change", "method"])["accuracy"].agg(["mean", "std", "count"]).reset_index()
-    unchanged = cells[cells["change"] == ""].drop(columns=["change", "count"])
-    cells = cells.merge(unchanged, how="left", on=[*where, "method"], suffixes=("", " unchanged"))
-    changed = cells["change"] != ""
-    cells["effect"] = (cells["mean"] - cells.pop("mean unchanged")).where(changed)
-    spread = cells[["std"]].join(cells.pop("std unchanged")).max(axis=1)
-    cells["spread"] = (2 * spread.fillna(0)).clip(lower=TOLERANCE).where(changed)
-    frame = cells.set_index([*where, "change", "method"]).unstack("method")
+    rows["change"] = (recipes + ", " + rows["variant"]).str.strip(", ")
+    of_real = results.accuracies(runs, tuple(results.UNREAD_OF_REAL))
+    rows["change of real"] = (recipes + ", " + of_real["variant"]).str.strip(", ")
+    cells = rows.groupby([*where, "change", "method"])["accuracy"].agg(["mean", "std", "count"])
+    changed = cells.index.get_level_values("change") != ""
+    unchanged = cells[~changed].droplevel("change").reindex(cells.index.droplevel("change"))
+    cells["effect"] = (cells["mean"] - unchanged["mean"].to_numpy()).where(changed)
+    spread = 2 * np.fmax(cells["std"], unchanged["std"].to_numpy())
+    cells["spread"] = spread.fillna(0).clip(lower=TOLERANCE).where(changed)
+    frame = cells.unstack("method")
     frame.columns = [f"{method} {name}" for name, method in frame.columns]
     for name in ("random-real mean", "dwa mean", "random-real effect", "dwa effect"):
-        frame[name] = frame.get(name, math.nan)
-    of_real = rows.groupby([*where, "change"])["change of real"].first().reset_index("change", drop=True)
-    compared = pd.MultiIndex.from_frame(of_real.reset_index())
-    frame["synthesis gain"] = frame["dwa mean"] - frame["random-real mean"].reindex(compared).to_numpy()
-    frame.insert(0, "teacher", rows.groupby([*where, "change"])["teacher"].mean())
-    frame = frame.reset_index()
-    for method in ("dwa", "random-real"):
-        frame[method] = -frame[f"{method} effect"].fillna(-math.inf).where(frame["change"] != "", math.inf)
-    return frame.sort_values([*where, "dwa", "random-real"], ignore_index=True).drop(columns=["dwa", "random-real"])
+        frame[name] = frame.get(name, np.nan)
+    first = rows.groupby([*where, "change"])
+    compared = first["change of real"].first().droplevel("change").to_frame().set_index("change of real", append=True)
+    frame["synthesis gain"] = frame["dwa mean"] - frame["random-real mean"].reindex(compared.index).to_numpy()
+    frame.insert(0, "teacher", first["teacher"].mean())
+    frame = frame.reset_index().assign(changed=lambda frame: frame["change"] != "")
+    order = {**dict.fromkeys([*where, "changed"], True), "dwa effect": False, "random-real effect": False}
+    frame = frame.sort_values(list(order), ascending=list(order.values()), ignore_index=True)
+    return frame.drop(columns="changed")
 
 
 def moves_blocks(runs: list[Run], frame: pd.DataFrame) -> list:
@@ -279,8 +244,7 @@ def moves_blocks(runs: list[Run], frame: pd.DataFrame) -> list:
         for method, shown in METHODS.items():
             if f"{method} count" in frame:
                 texts |= {shown: mean_text(row, method), f"{shown}, change": effect_text(row, method)}
-        texts["DWA minus random real"] = format_number(row["synthesis gain"], "+.1f")
-        rows.append(texts)
+        rows.append(texts | {"DWA minus random real": format_number(row["synthesis gain"], "+.1f")})
     return [pd.DataFrame(rows) if rows else NOTHING, note_list(results.notes(runs))]
 
 
@@ -290,54 +254,54 @@ def effect_text(row: pd.Series, method: str) -> str:
     return f"({text})" if text and abs(row[f"{method} effect"]) <= row[f"{method} spread"] else text
 
 
-# --------------------------------------------------------------------------------------- hyper-parameters
+def hyperparameters(runs: list[Run]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """What the runs with records used, or all runs where there is no record yet, with a column for each data set.
 
-
-def hyperparameter_blocks(profile: str) -> list:
-    """What the code runs under the presets of a profile, as a frame, and then what each modifier changes in it."""
-    names = sorted({setting.preset for setting in files.list_runs(profile)}, key=results.natural_key)
-    blocks = [hyperparameters(names)]
-    for title, chosen, modifier in (
-        ("SRe2L", names, {"method": "sre2l"}),
-        ("The authors' code", names, {"authors": True}),
-        ("What was best on validation images", [n for n in names if PRESETS[n]["best"]], {"best": True}),
-        ("G-VBSM's teacher", [n for n in names if PRESETS[n]["teacher_recipes"]], {"teacher": {"recipe": "gvbsm"}}),
-    ):
-        if chosen:
-            blocks += [f"## {title} changes", hyperparameters(chosen, **modifier)]
-    return blocks
-
-
-def hyperparameters(names: Iterable[str], **modifier) -> pd.DataFrame:
-    """What the code runs under each preset of `names`, one row per value; DWA under our defaults.
-
-    Args:
-        names: presets.
-        modifier: `method="sre2l"`, `authors=True` or `best=True`: only the values which that changes.
+    Returns: the numbers of one kind of run, DWA under our defaults where there is one; and those of every other method,
+        recipe and teacher's recipe where they are others. Of several values, the most frequent comes first.
     """
-    frames = []
-    for changes in ({}, modifier):
-        columns = {}
-        for name in names:
-            given = {"profile": "presets", "name": name, "preset": name, **changes}
-            setting = schema.resolve(given).model_dump()
-            for stage in ("teacher", "relabel"):  # what has no part in the training is left out
-                if setting[stage]["optimizer"] != "sgd":
-                    setting[stage]["momentum"] = None
-                if setting[stage]["crop"] != "padded":
-                    setting[stage]["crop_padding"] = None
-            if setting["teacher"]["weights"] is not None:
-                setting["teacher"] = dict.fromkeys(setting["teacher"]) | {"weights": setting["teacher"]["weights"]}
-            columns[name] = {"network": setting["network"], "stem": setting["stem"]} | {
-                f"{stage}.{key}": value_text(value)
-                for stage in ("images", "teacher", "synthesis", "relabel")
-                for key, value in setting[stage].items()
-                if key not in ("seed", "test_every")
-            }
-        frames.append(pd.DataFrame(columns).fillna(""))
-    plain, changed = frames
-    frame = changed[(changed != plain).any(axis=1)] if modifier else plain[(plain != "").any(axis=1)]
-    return frame.rename_axis("value").reset_index()
+    settings = [run.setting for run in runs if run.record] or [run.setting for run in runs]
+    rows = []
+    for (*_, kind), setting in sorted(((kind_of_run(each), each) for each in settings), key=lambda pair: pair[0]):
+        numbers = {"runs": kind} | used_numbers(setting)
+        rows += [(kind, results.dataset_label(setting), *number) for number in numbers.items()]
+    used = pd.DataFrame(rows, columns=["runs", "data set", "value", "text"])
+    cells = used.groupby(["runs", "value", "data set"], sort=False)["text"]
+    cells = cells.agg(lambda texts: " or ".join(text for text, _ in Counter(texts).most_common() if text))
+    cells = cells.unstack(sort=False)[sorted(used["data set"].unique(), key=results.natural_key)]
+    first = cells.groupby("value", sort=False).first()
+    others = cells.drop("runs", level="value").fillna("")
+    of_first = first.loc[others.index.get_level_values("value")]
+    differ = [any(map(is_other, *pair)) for pair in zip(others.to_numpy(), of_first.to_numpy(), strict=True)]
+    return first[~first.isin(["", "none"]).all(axis=1)].reset_index(), others[differ].reset_index()
+
+
+def is_other(text: str, usual: str) -> bool:
+    """Whether a cell of `hyperparameters` has another first value than `usual`, or one that is not there."""
+    own, known = text.split(" or "), usual.split(" or ")
+    return text != "" and (own[0] != known[0] or not {*own} <= {*known})
+
+
+def kind_of_run(setting: dict) -> tuple:
+    """A key that sorts DWA under our defaults first; its last entry names method, recipe and the teacher's recipe."""
+    method, recipe, numbers = setting["method"], results.recipe(setting), results.teacher_recipe(setting)
+    texts = [METHODS[method], RECIPES[recipe] if recipe != "defaults" else ""]
+    texts += [f"{results.TEACHERS[setting['teacher']['recipe']]} teacher"] if numbers else []
+    return ["dwa", *METHODS].index(method), list(RECIPES).index(recipe), bool(numbers), ", ".join(filter(None, texts))
+
+
+def used_numbers(setting: dict) -> dict[str, str]:
+    """The numbers of a setting, "stage.key" -> text; empty where one has no part in the run, or is a seed."""
+    numbers = {"network": setting["network"], "stem": setting["stem"]} | results.read_numbers(setting)
+    unused = {key for key in numbers if key.endswith((".seed", ".test_every"))}
+    for stage in ("teacher", "relabel"):
+        unused |= {f"{stage}.momentum"} if numbers[f"{stage}.optimizer"] != "sgd" else set()
+        unused |= {f"{stage}.crop_padding"} if numbers[f"{stage}.crop"] != "padded" else set()
+    if numbers["teacher.weights"] is not None:
+        unused |= {key for key in numbers if key.startswith("teacher.")} - {"teacher.weights"}
+    if setting["method"] not in SYNTHESISED:
+        unused |= results.UNREAD_OF_REAL
+    return {key: "" if key in unused else value_text(value) for key, value in numbers.items()}
 
 
 def value_text(value) -> str:
@@ -346,4 +310,4 @@ def value_text(value) -> str:
         return ", ".join(value_text(entry) for entry in value)
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,16 +1,39 @@
-"""Checkpoints: how far an unfinished stage is, stored so that the same command continues it."""
+"""How far an unfinished stage is: stored so that the same command continues it, and shown by TensorBoard.
 
+    DWA_TENSORBOARD=runs make reproduce
+    .venv/bin/tensorboard --logdir runs
+
+shows losses, accuracies and the images as they are made. It is no setting, so no hash and no record knows of it.
+"""
+
+import functools
 import json
+import os
 import time
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from dwa_core.errors import StoppedError
+from dwa_core.errors import InputError, StoppedError
 from dwa_core.training import Progress
-from dwa_paper.runs import stop, store, watch
+from dwa_paper.runs import stop, store
 from dwa_paper.settings.environment import checkpoint_seconds, root
+
+SHOWN = 64  # images of a grid of TensorBoard's, at most
+
+
+@functools.cache
+def board(name: str):
+    """TensorBoard's writer for the artifact or student `name`, or None where nobody watches."""
+    folder = os.environ.get("DWA_TENSORBOARD")
+    if not folder:
+        return None
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise InputError("DWA_TENSORBOARD needs TensorBoard; .venv/bin/pip install -e '.[tensorboard]'") from None
+    return SummaryWriter(os.path.join(folder, name))
 
 
 class Checkpoint(Progress):
@@ -77,8 +100,15 @@ class Checkpoint(Progress):
         stop.restore_handlers()
 
     def epoch(self, entry: dict) -> None:
-        if self.written:
-            watch.epoch(self.path.stem, entry)
+        if self.written and (writer := board(self.path.stem)) is not None:
+            for key in entry.keys() - {"epoch"}:
+                writer.add_scalar(key, entry[key], entry["epoch"])
+            writer.flush()
 
     def synthesised(self, index: int, losses: dict[str, list[float]], images_uint8: torch.Tensor) -> None:
-        watch.synthesised(self.path.stem, index, losses, images_uint8)
+        if (writer := board(self.path.stem)) is not None:
+            for key, values in losses.items():
+                for iteration, value in enumerate(values, start=1):
+                    writer.add_scalar(f"ipc index {index}/{key}", value, iteration)
+            writer.add_images("images", images_uint8[:SHOWN], index, dataformats="NHWC")
+            writer.flush()

@@ -21,8 +21,7 @@ def read_setting(variables: dict) -> Setting:
     from dwa_core import devices, models
 
     check_versions()
-    known = set(Setting.model_fields)
-    check_parameters(variables, known)
+    check_parameters(variables, known := set(Setting.model_fields))
     setting = schema.resolve({key: variables[key] for key in known if key in variables})
     for key in ("network", "student"):
         models.check_network(key, getattr(setting, key), setting.stem, setting.images.side)
@@ -41,12 +40,10 @@ def check_parameters(variables: dict, known: set[str]) -> None:
     papermill writes what it was given into a cell of its own and only warns of names that the notebook
     does not use. Jupyter keeps the text of the cells that were run in the notebook's variable `In`.
     """
-    for cell in variables["In"]:
-        if cell.startswith("# Parameters"):
-            for node in ast.parse(cell).body:
-                for target in getattr(node, "targets", []):
-                    if target.id not in known:
-                        raise InputError(f"{target.id}: unknown parameter; allowed here: {', '.join(sorted(known))}")
+    given = "\n".join(cell for cell in variables["In"] if cell.startswith("# Parameters"))
+    for node in ast.walk(ast.parse(given)):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node.id not in known:
+            raise InputError(f"{node.id}: unknown parameter; allowed here: {', '.join(sorted(known))}")
 
 
 def read_profile(variables: dict) -> str:

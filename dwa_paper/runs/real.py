@@ -4,7 +4,7 @@ Up to 64 px the whole set is decoded once, kept as bytes in the memory of the de
 on the device in batches; larger images, and sets larger than the memory, stream through DataLoader workers.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import datasets
 import numpy as np
@@ -52,26 +52,20 @@ def load(name: str, images: Images, device: torch.device, ipc: int = 1, validati
     place = place_for(size, images.side, device)
     storage = describe_storage(size, images.side, device, place)
     if place == "files":
-        splits = {part: Streamed(dataset, images.side, device) for part, dataset in parts.items()}
         content = store.digest(source, images.side)
+        train, test = (Streamed(dataset, images.side, device) for dataset in parts.values())
     else:
         tensors, content = decoded(name, parts, images.side, source, classes)
         kept_on = torch.device("cpu") if place == "host" else device
-        splits = {
-            part: Resident(tensors[part], tensors[f"{part}_labels"], device, kept_on) for part in ("train", "test")
-        }
-    whole = ImageData(name, classes, splits["train"], splits["test"], content, storage)
-    return with_validation(whole, validation, ipc)
+        train, test = (Resident(tensors[part], tensors[f"{part}_labels"], device, kept_on) for part in parts)
+    return with_validation(ImageData(name, classes, train, test, content, storage), validation, ipc)
 
 
 def with_validation(data: ImageData, share: float, ipc: int) -> ImageData:
     """`data` tested on that share of the training images of each class, which the training part then lacks.
 
     What is chosen by accuracy is chosen on it; the test images have no part in it. Drawn by seed 0. A share of 0
-    changes nothing.
-
-    Raises:
-        InputError: a class is left without validation images, or with fewer than `ipc` training images.
+    changes nothing; one that leaves a class without validation images, or with fewer than `ipc` others, is refused.
     """
     if share == 0:
         return data
@@ -80,16 +74,15 @@ def with_validation(data: ImageData, share: float, ipc: int) -> ImageData:
     for label, name in enumerate(data.classes):
         members = (labels == label).nonzero()[:, 0]
         count = round(share * len(members))
-        if count == 0 or len(members) - count < max(ipc, 1):
+        if count == 0 or len(members) - count < ipc:
             raise InputError(
                 f"validation: {share} is not allowed; of the {len(members)} training images of class {name!r} it "
-                f"holds out {count}, and {max(ipc, 1)} are needed for training"
+                f"holds out {count}, and {ipc} are needed for training"
             )
         order = seeds.host_random(seeds.VALIDATION, label).permutation(len(members))
         held_out[members[torch.from_numpy(order[:count])]] = True
     train, test = (data.train.relabelled(labels.masked_fill(out, -1)) for out in (held_out, ~held_out))
-    content = store.digest(data.fingerprint, "validation", share)
-    return ImageData(data.name, data.classes, train, test, content, data.storage)
+    return replace(data, train=train, test=test, fingerprint=store.digest(data.fingerprint, "validation", share))
 
 
 def place_for(size: int, side: int, device: torch.device) -> str:
@@ -116,7 +109,8 @@ def describe_storage(size: int, side: int, device: torch.device, place: str) -> 
 
 def decoded(name, parts, side: int, source, classes: list[str]) -> tuple[dict[str, torch.Tensor], str]:
     """All images as (N, side, side, 3) bytes with their labels, decoded once and kept under artifacts/data."""
-    artifact = f"{name}-{side}px-{store.digest({'source': source, 'side': side})}"
+    described = {"source": source, "side": side}
+    artifact = f"{name}-{side}px-{store.digest(described)}"
     folder = store.find("data", artifact)
     if folder is None:
         tensors = {}
@@ -124,11 +118,9 @@ def decoded(name, parts, side: int, source, classes: list[str]) -> tuple[dict[st
             tensors[part] = decode(name, part, dataset, side)
             tensors[f"{part}_labels"] = torch.tensor(dataset["label"][:])
         # Only now: an image that cannot be read leaves no file behind.
-        with store.lock("data", artifact), store.new_artifact("data", artifact) as temporary:
-            save_file(tensors, temporary / "images.safetensors")
-            content = store.fingerprint(tensors, classes)
-            described = {"source": source, "side": side}
-            store.seal(temporary, described, fingerprint=content, classes=classes)
+        with store.lock("data", artifact), store.new_artifact("data", artifact) as new:
+            save_file(tensors, new / "images.safetensors")
+            store.seal(new, described, fingerprint=store.fingerprint(tensors, classes), classes=classes)
         folder = store.find("data", artifact)
     return load_file(folder / "images.safetensors"), store.read_json(folder / "record.json")["fingerprint"]
 
@@ -156,9 +148,11 @@ def check_labels(name: str, part: str, labels: torch.Tensor, classes: list[str],
     if len(labels) == 0 or labels.min() < 0 or labels.max() >= len(classes):
         seen = f"{labels.min()} to {labels.max()}" if len(labels) else "none"
         raise InputError(f"dataset: {name}: {part} labels are {seen}; expected 0 to {len(classes) - 1}")
-    counts = torch.bincount(labels, minlength=len(classes))
+    if part == "test":
+        return
+    counts = labels.bincount(minlength=len(classes))
     fewest, rarest = int(counts.min()), classes[int(counts.argmin())]
-    if part == "train" and fewest == 0:
+    if fewest == 0:
         raise InputError(f"dataset: {name}: class {rarest!r} has no training images")
-    if part == "train" and fewest < ipc:
+    if fewest < ipc:
         raise InputError(f"ipc: {ipc} is not allowed; class {rarest!r} of {name} has {fewest} training images")

@@ -1,5 +1,6 @@
 """Records: read and checked, found by their setting, and the artifacts that they name."""
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -7,15 +8,9 @@ from dwa_core.errors import InputError
 from dwa_paper.settings.environment import root
 from dwa_paper.settings.schema import Setting
 
-RECORD_FIELDS = {
-    "setting": dict,
-    "accuracy": dict,
-    "data": dict,
-    "precision": str,
-    "device": str,
-    "versions": dict,
-}
-STUDENT_FIELDS = {"accuracy": dict, "curve": list, "teacher": dict, "distilled": dict}
+# What every record holds, and each of its students: keys and types.
+RUN = {"setting": {"method": str}, "accuracy": dict, "data": dict, "precision": str, "device": str, "versions": dict}
+STUDENT = {"accuracy": dict, "curve": list, "teacher": {"artifact": str}, "distilled": {"artifact": str}}
 
 
 def read_record(path: Path) -> dict:
@@ -26,16 +21,19 @@ def read_record(path: Path) -> dict:
     """
     try:
         record = json.loads(path.read_text())
-        good = all(isinstance(record[field], kind) for field, kind in RECORD_FIELDS.items())
-        good = good and isinstance(record["setting"]["method"], str)
-        for student in students(record):
-            good = good and all(isinstance(student[field], kind) for field, kind in STUDENT_FIELDS.items())
-            good = good and all(isinstance(student[part]["artifact"], str) for part in ("teacher", "distilled"))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        good = has_shape(record, RUN) and all(has_shape(student, STUDENT) for student in students(record))
+    except (OSError, ValueError, TypeError):
         good = False
     if not good:
         raise InputError(f"{path}: the record is damaged, or of an older format; delete it, and make makes it again")
     return record
+
+
+def has_shape(value, shape) -> bool:
+    """Whether `value` is of the type `shape`, or has the keys of the dict `shape` with values of their shapes."""
+    if isinstance(shape, type):
+        return isinstance(value, shape)
+    return isinstance(value, dict) and all(has_shape(value.get(key), inner) for key, inner in shape.items())
 
 
 def students(record: dict) -> list[dict]:
@@ -61,21 +59,16 @@ def find_record(setting: Setting) -> dict | None:
     """
     try:
         record = read_record(setting.record_path())
-        recorded = Setting.model_validate({**record["setting"], "seeds": setting.seeds}).recorded()
-        usable = recorded == setting.recorded() and not own_files_differ(setting, record)
-    except ValueError:  # none yet, damaged, or of an older format
+        recorded = as_setting(record["setting"]).recorded()
+    except (ValueError, KeyError):  # none yet, damaged, or of an older format
         return None
-    return {**record, "setting": recorded} if usable else None
-
-
-def own_files_differ(setting: Setting, record: dict) -> bool:
-    """Whether the user's own weights or distilled set are others than those that `record` names."""
-    if not setting.teacher.own_weights() and setting.method != "external":
-        return False
-    try:
-        return artifacts_called_for(setting, record["data"]) != artifacts_named(record)
-    except (InputError, OSError):  # they cannot be read
-        return False
+    if recorded != setting.recorded():
+        return None
+    if setting.teacher.own_weights() or setting.method == "external":
+        with contextlib.suppress(InputError, OSError):
+            if artifacts_called_for(setting, record["data"]) != artifacts_named(record):
+                return None
+    return {**record, "setting": recorded}
 
 
 def artifacts_called_for(setting: Setting, data_recorded: dict) -> list[str]:
@@ -90,11 +83,10 @@ def artifacts_called_for(setting: Setting, data_recorded: dict) -> list[str]:
     # Imported here because the runner asks for records too, and must not wait seconds for torch.
     from dwa_paper.runs import sets, tasks, teachers
 
-    whole = data_recorded["fingerprint"]
-    fingerprints = [whole]
+    fingerprints = [data_recorded["fingerprint"]]
     if setting.tasks > 1:
         labels_of_tasks = tasks.classes_of_tasks(setting, data_recorded["classes"])
-        fingerprints = [tasks.fingerprint_of_classes(whole, labels) for labels in labels_of_tasks]
+        fingerprints = [tasks.fingerprint_of_classes(fingerprints[0], labels) for labels in labels_of_tasks]
     names = []
     for fingerprint in fingerprints:
         trained, _ = teachers.describe(setting, fingerprint)
@@ -120,7 +112,7 @@ def artifacts_of_profile(profile: str, methods: tuple[str, ...]) -> dict[tuple[s
             print(error)
             continue
         for student in students(record):
-            named.setdefault(("teachers", student["teacher"]["artifact"]), []).append(path.name)
-            if record["setting"]["method"] in methods:
-                named.setdefault(("distilled", student["distilled"]["artifact"]), []).append(path.name)
+            for kind, part in (("teachers", "teacher"), ("distilled", "distilled")):
+                if kind == "teachers" or record["setting"]["method"] in methods:
+                    named.setdefault((kind, student[part]["artifact"]), []).append(path.name)
     return named

@@ -2,10 +2,10 @@
 
 import contextlib
 import logging
+import math
 import os
 import signal
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import psutil
 from filelock import FileLock, Timeout
 
 from dwa_core import errors
-from dwa_core.errors import InputError, StoppedError, StorageError
+from dwa_core.errors import InputError, StorageError
 from dwa_paper.runs import stop
 from dwa_paper.runs.records import find_record
 from dwa_paper.settings import files, schema
@@ -27,8 +27,6 @@ KERNEL_ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": "10000000000",
 }
 WITHOUT_SETTINGS = ("walkthrough", "your_own_data")  # notebooks that bring their settings themselves
-received_signal = None
-forwarded_signal = signal.SIGUSR1
 
 
 def run(setting: str, seed: int | None, max_minutes: float | None, since: float) -> None:
@@ -41,30 +39,20 @@ def run(setting: str, seed: int | None, max_minutes: float | None, since: float)
     Raises:
         UserError: as a cell of the notebook raised it; StoppedError also where the time budget is used up.
     """
+    check_versions()
+    stop.start_budget(max_minutes, since)
     runs = files.find_runs(setting)
     for parameters in runs if seed is None else [{**runs[0], "seed": seed}]:
-        run_setting(parameters, max_minutes, since)
-
-
-def run_setting(parameters: dict, max_minutes: float | None, since: float) -> None:
-    """Makes the record of `parameters`, which hold one student seed, unless it is there."""
-    check_versions()
-    setting = schema.resolve(parameters)
-    if find_record(setting) is not None:
-        print(f"{setting.name} seed {setting.seed}: recorded already")
-        return
-
-    def minutes_left() -> float | None:
-        if max_minutes is None:
-            return setting.max_minutes
-        if (left := max_minutes - (time.time() - since) / 60) <= 0:
-            raise StoppedError(f"stopped by max_minutes {max_minutes:g}; run the same command to continue")
-        return min(left, setting.max_minutes or left)
-
-    minutes_left()
-    with executing(setting.profile, f"{setting.name}-seed{setting.seed}") as executed:
-        if find_record(setting) is None:  # a run beside this one may have made it
-            execute(files.NOTEBOOKS / "setting.ipynb", executed, {**parameters, "max_minutes": minutes_left()})
+        asked = schema.resolve(parameters)
+        if find_record(asked) is not None:
+            print(f"{asked.name} seed {asked.seed}: recorded already")
+            continue
+        stop.check()
+        with executing(asked.profile, f"{asked.name}-seed{asked.seed}") as executed:
+            if find_record(asked) is None:  # a run beside this one may have made it
+                minutes = min(asked.max_minutes or math.inf, stop.seconds_left() / 60)
+                budget = {"max_minutes": minutes if minutes < math.inf else None}
+                execute(files.NOTEBOOKS / "setting.ipynb", executed, parameters | budget)
 
 
 def draw(product: str, profile: str) -> None:
@@ -81,9 +69,6 @@ def draw(product: str, profile: str) -> None:
         files.check_profile(profile)
     with executing(profile, product) as executed:
         execute(files.NOTEBOOKS / f"{product}.ipynb", executed, {"profile": profile})
-
-
-# ----------------------------------------------------------------------------------------- executed notebooks
 
 
 def unfinished(executed: Path) -> Path:
@@ -125,7 +110,7 @@ def execute(notebook: Path, executed: Path, parameters: dict) -> None:
     import papermill
     from jupyter_client.kernelspec import NoSuchKernel
 
-    check_signal()
+    stop.check()
     running = unfinished(executed)  # its name until it is known that there was something to run
     for key, value in KERNEL_ENVIRONMENT.items():
         os.environ.setdefault(key, value)
@@ -153,7 +138,8 @@ def execute(notebook: Path, executed: Path, parameters: dict) -> None:
         kind = getattr(errors, name, None)
         if name and kind not in (InputError, StorageError):
             running.replace(executed)  # make status shows how it ended
-        check_signal(error)
+        if stop.received is not None:  # the signal was passed on, and ended the kernel
+            stop.check(error)
         if kind is not None:
             raise kind(message) from error
         if name:
@@ -164,26 +150,18 @@ def execute(notebook: Path, executed: Path, parameters: dict) -> None:
         running.unlink(missing_ok=True)
 
 
-def check_signal(cause: Exception | None = None) -> None:
-    """Raises StoppedError if a signal has come."""
-    if received_signal is not None:
-        raise StoppedError(f"stopped by {received_signal.name}; run the same command to continue") from cause
-
-
 def forward(number: int, _frame) -> None:
     """The kernel has a session of its own and gets no signal meant for us: pass it on, as a request to stop.
 
     Once a second until papermill returns, for it may come before there is a kernel. A second SIGINT is passed on as
     itself, and breaks off at once.
     """
-    global received_signal, forwarded_signal
-    if number == received_signal == signal.SIGINT:
-        forwarded_signal = signal.SIGINT
-    received_signal = received_signal or signal.Signals(number)
+    passed_on = signal.SIGINT if number == stop.received == signal.SIGINT else signal.SIGUSR1
+    stop.received = stop.received or signal.Signals(number)
+
+    def signal_kernel(*_) -> None:
+        for child in psutil.Process().children():
+            child.send_signal(passed_on)
+
     signal.signal(signal.SIGALRM, signal_kernel)
     signal.setitimer(signal.ITIMER_REAL, 0.01, 1)
-
-
-def signal_kernel(_number: int, _frame) -> None:
-    for child in psutil.Process().children():
-        child.send_signal(forwarded_signal)

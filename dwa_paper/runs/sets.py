@@ -1,26 +1,33 @@
 """Distilled sets as artifacts: what determines them and so names them, made, written and read."""
 
+import contextlib
 import io
+import re
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import datasets
+import huggingface_hub
 import numpy as np
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from PIL import Image
 
 from dwa_core import initialise
 from dwa_core.batches import Resident
 from dwa_core.devices import Compute
+from dwa_core.errors import InputError
 from dwa_core.synthesis import LOSSES, synthesize
-from dwa_paper.runs import external, stop, store
+from dwa_paper.runs import real, sources, stop, store
 from dwa_paper.runs.checkpoint import Checkpoint
 from dwa_paper.runs.real import ImageData
 from dwa_paper.runs.teachers import Teacher
 from dwa_paper.settings.environment import root
-from dwa_paper.settings.schema import Setting, non_default
+from dwa_paper.settings.schema import SYNTHESISED, Setting, non_default, shown
 
 PARQUET = "train-00000-of-00001.parquet"
+CARD = Path(__file__).with_name("card.md")  # what the Hugging Face hub shows for a data set, and reads its files from
 JPEG_QUALITY = 75  # the authors'
 
 
@@ -46,78 +53,82 @@ def describe(setting: Setting, data_fingerprint: str, teacher_artifact: str) -> 
     Raises:
         InputError: the folder of a set of others cannot be read.
     """
-    stage = setting.synthesis
-    described = {
-        "method": setting.method,
-        "ipc": setting.ipc,
-        "side": setting.images.side,
-        "data": data_fingerprint,
-    }
+    stage, images = setting.synthesis, setting.images
     if setting.method == "random-real":
-        described |= {"seed": stage.seed, "storage": stage.storage}
+        own = {"seed": stage.seed, "storage": stage.storage}
     elif setting.method == "herded-real":
-        described |= {"mean": setting.images.mean, "std": setting.images.std}
-        described |= {"storage": stage.storage, "teacher": teacher_artifact}
+        own = {"mean": images.mean, "std": images.std, "storage": stage.storage, "teacher": teacher_artifact}
     elif setting.method == "external":
-        described |= {"files": external.digest_folder(external_folder(setting))}
+        own = {"files": store.digest(store.file_checksums(external_folder(setting)))}
     else:
-        described |= {
-            "mean": setting.images.mean,
-            "std": setting.images.distilled_std,
+        own = {
+            "mean": images.mean,
+            "std": images.distilled_std,
             "stage": non_default(stage),
             "precision": setting.precision,
             "teacher": teacher_artifact,
             **({"deterministic": True} if setting.deterministic else {}),
         }
+    described = {"method": setting.method, "ipc": setting.ipc, "side": images.side, "data": data_fingerprint, **own}
     return f"{setting.dataset}-{setting.method}-ipc{setting.ipc}-{store.digest(described)}", described
 
 
 def external_folder(setting: Setting) -> Path:
-    """The folder of a set of the method "external"; as it is, if absolute."""
-    return root() / setting.distilled
+    """The folder of a set of the method "external", or the local copy of one on the hub, downloaded once.
+
+    Raises:
+        InputError: `setting.distilled` is no folder, and cannot be downloaded.
+    """
+    folder = root() / setting.distilled
+    if folder.is_dir():
+        return folder
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", setting.distilled):
+        raise InputError(f"distilled: {folder} is not a folder")
+    download = partial(huggingface_hub.snapshot_download, setting.distilled, repo_type="dataset")
+    try:
+        with contextlib.suppress(LocalEntryNotFoundError):
+            return Path(download(local_files_only=True))
+        return Path(download())
+    except Exception as error:  # the hub's client raises many kinds: connection, gated, missing
+        reason = sources.summarise(error)
+        raise InputError(
+            f"distilled: {folder} is not a folder, and cannot be downloaded from the hub; {reason}"
+        ) from None
 
 
 def load_or_synthesize(setting: Setting, data: ImageData, teacher: Teacher, compute: Compute) -> DistilledSet:
     """The distilled set of `setting`: the stored one, or one made and stored now.
 
     "random-real" takes the real images from which synthesis with the same seed would start, as they are, "herded-real"
-    those nearest to the mean of their class in the teacher's features (see initialise.herd);
+    those nearest to the mean of their class in the teacher's features (see initialise.draw_herded);
     "external" takes those of the folder `setting.distilled`.
     """
     name, described = describe(setting, data.fingerprint, teacher.artifact)
+    stage, classes = setting.synthesis, len(data.classes)
 
     def make() -> None:
-        synthesize_and_store(setting, data, teacher, compute, name, described)
+        checkpoint, losses = Checkpoint(name, "synthesis"), {}
+        parts = join_parts(name, classes, checkpoint)
+        if setting.method == "external":
+            folder, side = external_folder(setting), setting.images.side
+            pictures = read_external(folder, data.name, data.classes, setting.ipc, side)
+        elif setting.method in SYNTHESISED:
+            pictures, losses = synthesize(setting, data.train, classes, teacher.network, compute, checkpoint)
+        else:
+            if setting.method == "random-real":
+                chosen = initialise.draw_real(data.train, classes, setting.ipc, stage.seed)
+            else:
+                chosen = initialise.draw_herded(setting, data.train, classes, teacher.network)
+            pictures = data.train.pictures(chosen.flatten()).cpu()
+        with store.new_artifact("distilled", name) as folder:
+            write_parquet(pictures, data.classes, folder / PARQUET, stage.storage)
+            (folder / "README.md").write_text(CARD.read_text().format(setting=setting, name=name))
+            about = store.provenance(compute) | {"seconds": checkpoint.seconds(), "losses_first_batch": losses}
+            store.seal(folder, described, **about)
+        for unfinished in (checkpoint, *parts):
+            unfinished.remove()
 
     return read_parquet(store.once("distilled", name, make))
-
-
-def synthesize_and_store(
-    setting: Setting, data: ImageData, teacher: Teacher, compute: Compute, name: str, described: dict
-) -> None:
-    """Makes the distilled set, or takes real images or those of others, and stores it as the artifact `name`."""
-    stage, classes, losses = setting.synthesis, len(data.classes), {}
-    checkpoint = Checkpoint(name, "synthesis")
-    parts = join_parts(name, classes, checkpoint)
-    if setting.method == "random-real":
-        chosen = initialise.draw_real(data.train, classes, setting.ipc, stage.seed)
-        pictures = data.train.pictures(chosen.flatten()).cpu()
-    elif setting.method == "herded-real":
-        chosen = initialise.draw_herded(setting, data.train, classes, teacher.network)
-        pictures = data.train.pictures(chosen.flatten()).cpu()
-    elif setting.method == "external":
-        pictures = external.read_external(
-            external_folder(setting), data.name, data.classes, setting.ipc, setting.images.side
-        )
-    else:
-        pictures, losses = synthesize(setting, data.train, classes, teacher.network, compute, checkpoint)
-    with store.new_artifact("distilled", name) as folder:
-        write_parquet(pictures, data.classes, folder / PARQUET, stage.storage)
-        (folder / "README.md").write_text(dataset_card(setting, name))
-        about = store.provenance(compute) | {"seconds": checkpoint.seconds(), "losses_first_batch": losses}
-        store.seal(folder, described, **about)
-    for unfinished in (checkpoint, *parts):
-        unfinished.remove()
 
 
 def synthesize_part(setting: Setting, data: ImageData, teacher: Teacher, compute: Compute, indices: range) -> None:
@@ -157,6 +168,39 @@ def join_parts(name: str, classes: int, checkpoint: Checkpoint) -> list[Checkpoi
     return parts
 
 
+def read_external(path: Path, name: str, classes: list[str], ipc: int, side: int) -> torch.Tensor:
+    """The images of an external distilled set, ordered by ipc index and then class.
+
+    Args:
+        path: a folder of Parquet files with an image and a label column, or of CLASS/IMAGE files, either of them
+            also below train/ or data/.
+        name: of the data set that it was made from, and `classes` its classes.
+
+    Returns: bytes (ipc * classes, side, side, 3), resized regardless of aspect.
+
+    Raises:
+        InputError: it cannot be read, its classes are others, or a class does not have `ipc` images.
+    """
+    table = sources.open_distilled(path)
+    labels = torch.tensor(table["label"][:])
+    theirs = getattr(table.features["label"], "names", None) or classes
+    if len(theirs) != len(classes):
+        raise InputError(f"distilled: {path} has {len(theirs)} classes; {name} has {len(classes)}")
+    if len(labels) == 0 or labels.min() < 0 or labels.max() >= len(classes):
+        raise InputError(f"distilled: {path}: labels are not 0 to {len(classes) - 1}")
+    if set(theirs) == set(classes):
+        labels = torch.tensor([classes.index(label) for label in theirs])[labels]
+    else:
+        print(f"{path.name}: its classes have other names ({shown(theirs[0])}, ...), so they are taken in their order")
+    counts = labels.bincount(minlength=len(classes))
+    if not (counts == ipc).all():
+        wrong = int((counts != ipc).nonzero()[0])
+        raise InputError(f"ipc: {ipc} is not allowed; {path} has {counts[wrong]} images of class {classes[wrong]!r}")
+    pictures = real.decode(path.name, "distilled", table, side)
+    by_class = labels.argsort(stable=True).view(len(classes), ipc)
+    return pictures[by_class.T.flatten()]
+
+
 def write_parquet(pictures: torch.Tensor, classes: list[str], path: Path, storage: str) -> None:
     """Writes images ordered by ipc index, then class, as columns image (encoded), label, ipc_index."""
     options = {"format": "PNG"} if storage == "png" else {"format": "JPEG", "quality": JPEG_QUALITY}
@@ -193,26 +237,3 @@ def read_losses(folder: Path) -> dict[str, list[float]]:
     if isinstance(losses, list):  # the older sets, whose records stay as they are, have a row per iteration
         return dict(zip(LOSSES, map(list, zip(*losses, strict=True)), strict=False))
     return losses
-
-
-def dataset_card(setting: Setting, name: str) -> str:
-    """The README.md that the Hugging Face hub shows for a data set, and reads its files from."""
-    return f"""---
-configs:
-- config_name: default
-  data_files:
-  - split: train
-    path: train-*.parquet
----
-# {name}
-
-{setting.ipc} images per class, made from the training part of {setting.dataset} by the method {setting.method}
-(Diversity-Driven Synthesis, NeurIPS 2024). Columns: `image`, `label`, `ipc_index`. The settings in full, the
-teacher and the checksums are in `record.json`. The terms of the source data set apply. `make share` writes a card
-with accuracies.
-
-```python
-import datasets
-distilled = datasets.load_dataset("path/to/{name}", split="train")
-```
-"""

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from dwa_core.errors import InputError
+from dwa_paper.runs import store
 from dwa_paper.settings.datasets import DATASETS
 
 RESIDENT_SIDE = 64  # pixels; larger images stay in their files, which are then not read whole to identify them
@@ -60,25 +61,27 @@ def open_folder(name: str, folder: Path, side: int) -> tuple[dict[str, datasets.
         return split_tree(name, folder)
     parts, source = {}, []
     for part, names in PARTS.items():
-        groups = [sorted(folder.glob(f"{beginning}*.parquet")) for beginning in names]
-        parquet = next((files for files in groups if files), [])
-        trees = [path for beginning in names for path in sorted(folder.glob(f"{beginning}*")) if path.is_dir()]
-        if not parquet and not trees:
-            raise InputError(
-                f"dataset: {folder} has no {part} part; expected {part}-*.parquet or {part}/CLASS/IMAGE files"
-            )
-        try:
-            if parquet:
-                parts[part] = datasets.load_dataset("parquet", data_files=[*map(str, parquet)], split="train")
-                source += [identify_parquet(path, side) for path in parquet]
-            else:
-                parts[part] = open_tree(trees[0])
-                source += identify_images(folder, [path for path in sorted(trees[0].rglob("*")) if path.is_file()])
-        except InputError:
-            raise
-        except Exception as error:  # pyarrow's and datasets' own kinds
-            raise InputError(f"dataset: the {part} part of {folder} cannot be read; {summarise(error)}") from None
+        found = [path for beginning in names for path in sorted(folder.glob(f"{beginning}*"))]
+        tree = next((path for path in found if path.is_dir()), None)
+        parquet = next(filter(None, (sorted(folder.glob(f"{beginning}*.parquet")) for beginning in names)), None)
+        if parquet is not None:
+            parts[part] = open_parquet(f"dataset: the {part} part of {folder}", parquet)
+            source += [identify_parquet(path, side) for path in parquet]
+        elif tree is not None:
+            parts[part] = open_tree(tree)
+            source += identify_images(folder, [path for path in sorted(tree.rglob("*")) if path.is_file()])
+        else:
+            expected = f"{part}-*.parquet or {part}/CLASS/IMAGE files"
+            raise InputError(f"dataset: {folder} has no {part} part; expected {expected}")
     return check_parts(name, parts), source
+
+
+def open_parquet(what: str, files: list[Path]) -> datasets.Dataset:
+    """The rows of `files`; where they cannot be read, InputError says so of `what`."""
+    try:
+        return datasets.load_dataset("parquet", data_files=[*map(str, files)], split="train")
+    except Exception as error:  # pyarrow's and datasets' own kinds
+        raise InputError(f"{what} cannot be read; {summarise(error)}") from None
 
 
 def check_parts(name: str, parts: dict[str, datasets.Dataset]) -> dict[str, datasets.Dataset]:
@@ -105,9 +108,9 @@ def identify_parquet(path: Path, side: int) -> str:
 
     ImageNet-1K has some 150 GB, and every run begins with this.
     """
+    if side <= RESIDENT_SIDE:
+        return store.checksum(path)
     with path.open("rb") as stream:
-        if side <= RESIDENT_SIDE:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
         size = path.stat().st_size
         stream.seek(max(0, size - 2**20))
         return hashlib.sha256(f"{size} ".encode() + stream.read()).hexdigest()
@@ -119,20 +122,16 @@ def is_plain_tree(folder: Path) -> bool:
     A class may be called "train" or "valley" too: a folder whose name begins as a part's is one if it holds folders.
     """
     names = tuple(name for part in PARTS.values() for name in part)
-    if any(path for name in names for path in folder.glob(f"{name}*.parquet")):
-        return False
-    inside = [path for path in folder.iterdir() if path.is_dir() and path.name[0] != "."]
-    if any(within.is_dir() for path in inside if path.name.startswith(names) for within in path.iterdir()):
-        return False
-    return any(path.name not in names for path in inside)
+    inside = [path for path in folder.iterdir() if path.name[0] != "."]
+    folders = {path: any(within.is_dir() for within in path.iterdir()) for path in inside if path.is_dir()}
+    parts = [
+        path for path in inside if path.name.startswith(names) and (path.suffix == ".parquet" or folders.get(path))
+    ]
+    return not parts and any(path.name not in names for path in folders)
 
 
 def split_tree(name: str, folder: Path) -> tuple[dict[str, datasets.Dataset], list]:
-    """The two parts of a plain tree, and what identifies it.
-
-    Raises:
-        InputError: there are no images, or too few to leave every class one of each part.
-    """
+    """The two parts of a plain tree, and what identifies it; InputError where a class has too few images for both."""
     whole = open_tree(folder)
     try:
         split = whole.train_test_split(test_size=TEST_SHARE, stratify_by_column="label", seed=0)
@@ -144,11 +143,7 @@ def split_tree(name: str, folder: Path) -> tuple[dict[str, datasets.Dataset], li
 
 
 def open_tree(tree: Path) -> datasets.Dataset:
-    """The images of an ImageFolder part, tree/CLASS/IMAGE, with classes in the order of their names.
-
-    Raises:
-        InputError: there are none.
-    """
+    """The images of an ImageFolder part, tree/CLASS/IMAGE, with classes in the order of their names."""
     classes = sorted(path.name for path in tree.iterdir() if path.is_dir() and path.name[0] != ".")
     files, labels = [], []
     for label, class_name in enumerate(classes):
@@ -162,10 +157,19 @@ def open_tree(tree: Path) -> datasets.Dataset:
     return datasets.Dataset.from_dict({"image": files, "label": labels}, features=features)
 
 
+def open_distilled(path: Path) -> datasets.Dataset:
+    """A distilled set of others with columns image and label, of which the latter may lack the names of the classes."""
+    for place in (path, path / "train", path / "data"):
+        if files := sorted(place.glob("train*.parquet")) or sorted(place.glob("*.parquet")):
+            return select_columns(path.name, open_parquet(f"distilled: {path}", files))
+    # A folder that holds train/ alone is no set of one class.
+    return open_tree(path / "train" if (path / "train").is_dir() else path)
+
+
 def select_columns(name: str, dataset: datasets.Dataset) -> datasets.Dataset:
     """`dataset` with its image column called image and its label column called label, and no others."""
     chosen = {}
-    for wanted, possible in {"image": ("image", "img"), "label": ("fine_label", "label")}.items():
+    for wanted, possible in {"image": ("image", "img"), "label": ("fine_label", "label", "class_id")}.items():
         found = next((column for column in possible if column in dataset.column_names), None)
         if found is None:
             raise InputError(
@@ -182,13 +186,10 @@ def read_digits(side: int) -> dict[str, datasets.Dataset]:
 
     values, labels = load_digits(return_X_y=True)
     pictures = np.round(values.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
-    train, test = train_test_split(np.arange(len(labels)), test_size=500, stratify=labels, random_state=0)
+    enlarged = [
+        Image.fromarray(each).resize((side, side), Image.Resampling.BILINEAR).convert("RGB") for each in pictures
+    ]
     features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=[str(d) for d in range(10)]))
-
-    def part(indices):
-        resized = [Image.fromarray(pictures[i]).resize((side, side), Image.Resampling.BILINEAR) for i in indices]
-        return datasets.Dataset.from_dict(
-            {"image": [image.convert("RGB") for image in resized], "label": labels[indices]}, features=features
-        )
-
-    return {"train": part(train), "test": part(test)}
+    whole = datasets.Dataset.from_dict({"image": enlarged, "label": labels}, features=features)
+    train, test = train_test_split(np.arange(len(labels)), test_size=500, stratify=labels, random_state=0)
+    return {"train": whole.select(train), "test": whole.select(test)}

@@ -8,6 +8,8 @@ import signal
 import threading
 import time
 
+from dwa_core.errors import StoppedError
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # Ctrl-C; the end of a job; Slurm's warning of it
 received: signal.Signals | None = None
 earlier_handlers = {}
@@ -15,10 +17,11 @@ budget_minutes: float | None = None
 budget_end = math.inf
 
 
-def start_budget(minutes: float | None) -> None:
-    """Begins the time budget of this run; None: there is none."""
+def start_budget(minutes: float | None, since: float | None = None) -> None:
+    """Begins the time budget of this run, now or `since`, in seconds since 1970; None: there is none."""
     global budget_minutes, budget_end
-    budget_minutes, budget_end = minutes, time.monotonic() + 60 * minutes if minutes is not None else math.inf
+    spent = time.time() - since if since is not None else 0
+    budget_minutes, budget_end = minutes, time.monotonic() + 60 * minutes - spent if minutes is not None else math.inf
 
 
 def seconds_left() -> float:
@@ -57,5 +60,11 @@ def reason() -> str | None:
     if received is not None:
         return f"stopped by {received.name}; run the same command to continue"
     if time.monotonic() >= budget_end:
-        return f"stopped by max_minutes {budget_minutes:.3g}; run the same command to continue"
+        return f"stopped by max_minutes {budget_minutes:.4g}; run the same command to continue"
     return None
+
+
+def check(cause: Exception | None = None) -> None:
+    """Raises StoppedError if there is a reason to stop."""
+    if (why := reason()) is not None:
+        raise StoppedError(why) from cause

@@ -7,13 +7,11 @@ is looked at second, so that every number of a table shares one teacher.
 import hashlib
 import importlib.metadata
 import json
-import math
 import os
 import platform
 import shutil
 import subprocess
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from errno import ENOLCK, ENOSYS, EOPNOTSUPP
@@ -30,6 +28,7 @@ from dwa_paper.settings.environment import root
 
 FORMAT_VERSION = 1
 LEASE_SECONDS = 60
+LOCKS = (".lock", ".lease")
 # Every file of an artifact but itself, in the format of sha256sum.
 SUMS = "SHA256SUMS"
 VERSIONED = ("torch", "torchvision", "datasets", "numpy", "safetensors")
@@ -78,9 +77,6 @@ def writing(path: Path):
         raise StorageError(f"{path}: cannot be written; {reason}") from None
 
 
-# --------------------------------------------------------------------------------------------- artifacts
-
-
 def find(kind: str, name: str) -> Path | None:
     """The folder of the finished artifact `name`, or None; `kind` is teachers, distilled or data.
 
@@ -91,8 +87,7 @@ def find(kind: str, name: str) -> Path | None:
         folder = base / kind / name
         if not folder.is_dir():
             continue
-        problem = damage(folder)
-        if problem is None:
+        if (problem := damage(folder)) is None:
             return folder
         if base == own:
             set_aside(folder, problem)
@@ -119,12 +114,9 @@ def damage(folder: Path) -> str | None:
         if (folder / SUMS).read_bytes() != sums_file(sums):
             return f"record.json or {SUMS} is damaged"
     for name in sorted(expected.keys() | found.keys()):
-        if name not in found:
-            return f"{name} is missing"
-        if name not in expected:
-            return f"{name} does not belong to it"
-        if found[name] != expected[name]:
-            return f"{name} is damaged"
+        if found.get(name) != expected.get(name):
+            what = "is missing" if name not in found else "is damaged" if name in expected else "does not belong to it"
+            return f"{name} {what}"
     return None
 
 
@@ -167,17 +159,17 @@ def lock(kind: str, name: str):
         StoppedError: the time budget was used up while waiting.
     """
     path = root() / "artifacts" / kind / f".{name}.lock"
-    timeout = -1 if math.isinf(stop.seconds_left()) else stop.seconds_left()
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        held = FileLock(path, timeout, fallback_to_soft=False)
+        held = FileLock(path, stop.seconds_left(), fallback_to_soft=False)
         try:
             try:
                 held.acquire()
             except OSError as error:
                 if error.errno not in (ENOSYS, EOPNOTSUPP, ENOLCK):
                     raise
-                held = SoftFileLease(path.with_suffix(".lease"), timeout=timeout, lease_duration=LEASE_SECONDS)
+                lease = path.with_suffix(".lease")
+                held = SoftFileLease(lease, timeout=stop.seconds_left(), lease_duration=LEASE_SECONDS)
                 held.acquire()
         except Timeout:
             raise StoppedError(stop.reason()) from None
@@ -188,32 +180,19 @@ def lock(kind: str, name: str):
 
 
 @contextmanager
-def new_artifact(kind: str, name: str):
-    """A folder to fill; it gets its name when the block ends well, and vanishes when it does not.
+def new_artifact(kind: str, name: str) -> Iterator[Path]:
+    """A folder to fill, which becomes the artifact when the block ends well, as `replacing` has it. Hold its lock.
 
-    Hold its lock: what an earlier run left half done when it was killed is removed here.
+    One that a run beside this one has finished meanwhile, where locks do not work, stays as it is.
     """
-    parent = root() / "artifacts" / kind
-    with writing(parent / name):
-        parent.mkdir(parents=True, exist_ok=True)
-        for left in parent.glob(f".{name}.*/"):
-            shutil.rmtree(left)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=parent))
-        try:
-            yield temporary
-            temporary.chmod(0o755)
-            if find(kind, name) != parent / name:
-                temporary.rename(parent / name)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+    folder = root() / "artifacts" / kind / name
+    with replacing(folder, unless=lambda: find(kind, name) == folder) as temporary:
+        temporary.mkdir()
+        yield temporary
 
 
 def seal(folder: Path, described: dict, **more) -> None:
-    """Writes the record of the artifact in `folder`, and then its checksums, the last of its files.
-
-    Args:
-        described: what determines the artifact; `more` is what a reader wants to know beside.
-    """
+    """Writes the record of the artifact in `folder`: what determines it and `more`. Its checksums come last."""
     sums = file_checksums(folder)
     write_json(folder / "record.json", {"settings": described, "files": sums, **more})
     (folder / SUMS).write_bytes(sums_file(sums | {"record.json": checksum(folder / "record.json")}))
@@ -232,47 +211,53 @@ def write_json(path: Path, value) -> None:
 
 
 @contextmanager
-def replacing(path: Path):
-    """A file beside `path` to write to, which takes its place when the block ends well, and vanishes otherwise.
+def replacing(path: Path, unless: Callable[[], bool] = lambda: False) -> Iterator[Path]:
+    """Where to make a file or folder, which takes the place of `path` when the block ends well, and vanishes otherwise.
 
     What an earlier run left there when it was killed is removed, so only one run at a time may write `path`.
+
+    Args:
+        unless: whether to leave what is there by then.
     """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         for left in path.parent.glob(f".{path.name}.*"):
-            left.unlink()
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+            if left.suffix not in LOCKS:
+                delete(left)
         try:
             yield temporary
-            temporary.replace(path)
+            if not unless():
+                temporary.replace(path)
         finally:
-            temporary.unlink(missing_ok=True)
+            delete(temporary)
+
+
+def delete(path: Path) -> None:
+    """Deletes a file, or a folder with all that is in it, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def read_json(path: Path):
     return json.loads(path.read_text())
 
 
-# ----------------------------------------------------------------------------------------------- records
-
-
 def provenance(compute: Compute) -> dict:
     """Where a result comes from: device, precision, versions, code revision and whether the tree was clean, time."""
-
-    def git(*arguments: str) -> str | None:
-        command = ["git", "-C", str(Path(__file__).parent), *arguments]
-        try:
-            answer = subprocess.run(command, capture_output=True, text=True, check=False)
-        except OSError:  # there is no git on this machine
-            return None
-        return answer.stdout.strip() if answer.returncode == 0 else None
-
-    status = git("status", "--porcelain", "--untracked-files=no")
+    command = ["git", "-C", str(Path(__file__).parent), "status", "--porcelain=v2", "--branch", "--untracked-files=no"]
+    try:
+        status = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    except (OSError, subprocess.CalledProcessError):  # there is no git on this machine, or this is no checkout
+        status = []
+    heading = "# branch.oid "
     return {
         "device": compute.describe(),
         "precision": str(compute.precision).removeprefix("torch."),
         "versions": {"python": platform.python_version()} | {n: importlib.metadata.version(n) for n in VERSIONED},
-        "revision": git("rev-parse", "HEAD"),
-        "tree_clean": status == "" if status is not None else None,
+        "revision": next((line.removeprefix(heading) for line in status if line.startswith(heading)), None),
+        "tree_clean": all(line.startswith("#") for line in status) if status else None,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }

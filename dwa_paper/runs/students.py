@@ -1,7 +1,5 @@
 """Students: one trained, tested and recorded after each task, and so once where all classes come at once."""
 
-from collections.abc import Callable
-
 from dwa_core import diversity, relabel
 from dwa_core.devices import Compute
 from dwa_core.errors import StoppedError
@@ -33,15 +31,16 @@ def evaluate(
         once (accuracy, curve, teacher, distilled, diversity, seconds) beside the task's classes and the number of
         classes seen. The record's own accuracy is that after the last task, over all classes.
     """
-
-    def train_and_record() -> dict:
+    before = find_record(setting)
+    with store.lock("students", f"{setting.profile}-{setting.name}-seed{setting.seed}"):
+        # Of runs of the same setting side by side, the first makes the record.
+        if before is None and (record := find_record(setting)) is not None:
+            return record
         finished = Checkpoint(f"tasks-{checkpoint_name(setting, whole, sets)}")
         found = finished.load(compute.device)
         entries = found[1]["entries"] if found is not None else []
-        for count in range(len(entries) + 1, len(parts) + 1):
-            entry, checkpoint = train_after_task(
-                setting, whole, parts[count - 1], teachers[:count], sets[:count], compute
-            )
+        for count, part in enumerate(parts[len(entries) :], len(entries) + 1):
+            entry, checkpoint = train_after_task(setting, whole, part, teachers[:count], sets[:count], compute)
             entries.append(entry)
             if count < len(parts):
                 try:
@@ -50,27 +49,25 @@ def evaluate(
                     checkpoint.remove()
                     raise
                 checkpoint.remove()
-        record = run_record(setting, whole, compute)
+        record = {
+            "setting": setting.recorded(),
+            "data": {
+                "fingerprint": whole.fingerprint,
+                "training_images": len(whole.train),
+                "test_images": len(whole.test),
+                "classes": len(whole.classes),
+            },
+            **store.provenance(compute),
+        }
         if setting.tasks == 1:
-            record |= entries[0]
+            record |= entry
         else:
-            seconds = {stage: round(sum(entry["seconds"][stage] for entry in entries), 1) for stage in entry["seconds"]}
+            seconds = {stage: round(sum(one["seconds"][stage] for one in entries), 1) for stage in entry["seconds"]}
             record |= {"accuracy": entry["accuracy"], "tasks": entries, "seconds": seconds}
         store.write_json(setting.record_path(), record)
         checkpoint.remove()
         finished.remove()
-        return record
-
-    return record_once(setting, train_and_record)
-
-
-def record_once(setting: Setting, make: Callable[[], dict]) -> dict:
-    """What `make()` returns, the record of `setting`; of runs of the same setting side by side, one makes it."""
-    before = find_record(setting)
-    with store.lock("students", f"{setting.profile}-{setting.name}-seed{setting.seed}"):
-        if before is None and (record := find_record(setting)) is not None:
-            return record
-        return make()
+    return record
 
 
 def train_after_task(
@@ -93,18 +90,28 @@ def train_after_task(
             training = relabel.with_stored_labels(setting, training, len(whole.classes), labellers[0], compute)
         batch_loss = relabel.make_loss(labellers[0], setting.relabel)
     else:
-        seen = tasks.seen_after(setting, whole, len(sets))
+        count = sum(len(one.classes) for one in sets)
+        seen = tasks.of_classes(whole, tasks.class_order(len(whole.classes), setting.teacher.seed)[:count])
         training, label = tasks.TaskImages(sets, compute.device), f"student {setting.seed}, task {len(sets)}"
         batch_loss = tasks.make_loss(labellers, setting.relabel)
     own_images = distilled.split(compute.device)
     measured = diversity.measure(setting.images, part.test, len(part.classes), teacher.network, own_images)
     checkpoint = Checkpoint(f"student-{checkpoint_name(setting, seen, sets)}", label)
     curve = relabel.train_student(setting, len(seen.classes), training, seen.test, batch_loss, compute, checkpoint)
-    entry = student_record(setting, teacher, distilled, measured, curve)
-    entry["seconds"] = {
-        "teacher": teacher.record["seconds"],
-        "synthesis": distilled.record["seconds"],
-        "student": checkpoint.seconds(),
+    tested = [row for row in curve if "top1" in row]
+    last, best = tested[-1], max(row["top1"] for row in tested)
+    accuracy = {"last": last["top1"], "best": best, "top5": last["top5"]}
+    entry = {
+        "accuracy": {**accuracy, "reported": accuracy[setting.relabel.reported]},
+        "curve": curve,
+        "teacher": {"artifact": teacher.artifact} | {key: teacher.record[key] for key in ("accuracy", "files")},
+        "distilled": {"artifact": distilled.artifact, "files": distilled.record["files"]},
+        "diversity": measured,
+        "seconds": {
+            "teacher": teacher.record["seconds"],
+            "synthesis": distilled.record["seconds"],
+            "student": checkpoint.seconds(),
+        },
     }
     if setting.tasks > 1:
         entry |= {"classes": part.classes, "classes_seen": len(seen.classes)}
@@ -116,37 +123,3 @@ def checkpoint_name(setting: Setting, data: ImageData, sets: list[DistilledSet])
     settings = setting.model_dump(exclude=NOT_RECORDED | {"device", "profile", "name"})
     identity = store.digest(settings, *[made.artifact for made in sets], data.fingerprint)
     return f"{setting.profile}-{setting.name}-seed{setting.seed}-{identity}"
-
-
-def run_record(setting: Setting, data: ImageData, compute: Compute) -> dict:
-    """What holds for a run as a whole: settings, data, and where it was run."""
-    return {
-        "setting": setting.recorded(),
-        "data": {
-            "fingerprint": data.fingerprint,
-            "training_images": len(data.train),
-            "test_images": len(data.test),
-            "classes": len(data.classes),
-        },
-        **store.provenance(compute),
-    }
-
-
-def student_record(
-    setting: Setting, teacher: Teacher, distilled: DistilledSet, measured: dict, curve: list[dict]
-) -> dict:
-    """The result of one student: accuracies in percent, curve, and the artifacts that it depends on."""
-    tested = [entry for entry in curve if "top1" in entry]
-    best, last = max(entry["top1"] for entry in tested), tested[-1]["top1"]
-    return {
-        "accuracy": {
-            "reported": best if setting.relabel.reported == "best" else last,
-            "last": last,
-            "best": best,
-            "top5": tested[-1]["top5"],
-        },
-        "curve": curve,
-        "teacher": {"artifact": teacher.artifact} | {key: teacher.record[key] for key in ("accuracy", "files")},
-        "distilled": {"artifact": distilled.artifact, "files": distilled.record["files"]},
-        "diversity": measured,
-    }

@@ -17,6 +17,7 @@ seen so far. The paper leaves open how the pieces fit together; this is what is 
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -30,8 +31,6 @@ from dwa_paper.runs import store
 from dwa_paper.runs.real import ImageData
 from dwa_paper.runs.sets import DistilledSet
 from dwa_paper.settings.schema import Setting
-
-# ------------------------------------------------------------------------------------- classes and their data
 
 
 def split_into_tasks(setting: Setting, whole: ImageData) -> list[ImageData]:
@@ -58,7 +57,9 @@ def of_classes(data: ImageData, classes: list[int]) -> ImageData:
     renumbered[classes] = torch.arange(len(classes))
     train, test = (part.relabelled(renumbered[part.labels.cpu()]) for part in (data.train, data.test))
     names = [data.classes[label] for label in classes]
-    return ImageData(data.name, names, train, test, fingerprint_of_classes(data.fingerprint, classes))
+    return replace(
+        data, classes=names, train=train, test=test, fingerprint=fingerprint_of_classes(data.fingerprint, classes)
+    )
 
 
 def fingerprint_of_classes(whole: str, classes: list[int]) -> str:
@@ -75,15 +76,6 @@ def classes_of_tasks(setting: Setting, classes: int) -> list[list[int]]:
     """The labels of each task; `setting.tasks` divides the number of `classes`."""
     order, size = class_order(classes, setting.teacher.seed), classes // setting.tasks
     return [order[start : start + size] for start in range(0, classes, size)]
-
-
-def seen_after(setting: Setting, whole: ImageData, tasks: int) -> ImageData:
-    """The data of all classes seen after so many tasks."""
-    chosen = classes_of_tasks(setting, len(whole.classes))[:tasks]
-    return of_classes(whole, [label for labels in chosen for label in labels])
-
-
-# --------------------------------------------------------------------------------------- labels of a student
 
 
 class TaskImages(Resident):

@@ -36,7 +36,8 @@ def describe(setting: Setting, data_fingerprint: str) -> tuple[str, dict]:
         InputError: the file of the user's own weights cannot be read.
     """
     stage = non_default(setting.teacher)
-    if (path := weights_file(setting)) is not None:
+    if setting.teacher.own_weights():
+        path = root() / setting.teacher.weights
         try:
             stage["weights"] = store.checksum(path)
         except OSError as error:
@@ -51,11 +52,6 @@ def describe(setting: Setting, data_fingerprint: str) -> tuple[str, dict]:
         **({"deterministic": True} if setting.deterministic else {}),
     }
     return f"{setting.dataset}-{setting.network}-{store.digest(described)}", described
-
-
-def weights_file(setting: Setting) -> Path | None:
-    """The file of the user's own weights, or None where the teacher is trained or its weights are published."""
-    return root() / setting.teacher.weights if setting.teacher.own_weights() else None
 
 
 def load_or_train(setting: Setting, data: ImageData, compute: Compute) -> Teacher:
@@ -81,8 +77,8 @@ def train_and_store(setting: Setting, data: ImageData, compute: Compute, name: s
         network = models.load_published(setting.network, stage.weights, classes)
     else:
         network = models.build(setting.network, classes, setting.stem, images.side, stage.seed)
-    if (path := weights_file(setting)) is not None:
-        network = models.load_own_weights(network, path)
+    if stage.own_weights():
+        network = models.load_own_weights(network, root() / stage.weights)
     network = devices.on_device(network, compute.device)
     batches = Batches(
         train=lambda epoch: data.train.train_batches(stage, images.mean, images.std, TEACHER, stage.seed, epoch),
@@ -112,16 +108,12 @@ def train_and_store(setting: Setting, data: ImageData, compute: Compute, name: s
 
 def as_stored(network: nn.Module) -> dict[str, torch.Tensor]:
     """The state dict with floats in fp16, except BatchNorm's, whose variances need fp32's range."""
-    exact = {
-        f"{prefix}.{name}"
-        for prefix, layer in network.named_modules()
-        if isinstance(layer, nn.BatchNorm2d)
-        for name in layer.state_dict()
-    }
-    return {
-        name: (value.half() if value.is_floating_point() and name not in exact else value).cpu().contiguous()
-        for name, value in network.state_dict().items()
-    }
+    exact = {name for name, layer in network.named_modules() if isinstance(layer, nn.BatchNorm2d)}
+    stored = {}
+    for name, value in network.state_dict().items():
+        halved = value.is_floating_point() and name.rpartition(".")[0] not in exact
+        stored[name] = (value.half() if halved else value).cpu().contiguous()
+    return stored
 
 
 def load(setting: Setting, classes: int, device: torch.device, folder: Path) -> nn.Module:

@@ -16,63 +16,22 @@ class DataSet(NamedTuple):
     access: str = ""  # what to do where the hub does not give it to everybody
 
 
-CIFAR_TERMS = "(Krizhevsky, 2009) names no licence; its authors ask to be cited."
-TINY_IMAGENET_TERMS = "Tiny-ImageNet is a part of ImageNet: non-commercial research and education only."
+DIGITS = "UCI's Optical Recognition of Handwritten Digits, as scikit-learn bundles it: CC BY 4.0."
+CIFAR = "(Krizhevsky, 2009) names no licence; its authors ask to be cited."
+TINY = "Tiny-ImageNet is a part of ImageNet: non-commercial research and education only."
+IMAGENET = "ImageNet's terms of access: non-commercial research and education only."
+IMAGENET_ACCESS = (
+    "accept its terms at https://huggingface.co/datasets/ILSVRC/imagenet-1k and log in with `.venv/bin/hf auth login`, "
+    "or let DWA_DATA name the folder that holds imagenet-1k/train/CLASS/ and imagenet-1k/val/CLASS/"
+)
 
 DATASETS = {
-    "digits": DataSet(
-        hub=None,
-        training_images=1_297,
-        test_images=500,
-        classes=10,
-        licence="cc-by-4.0",
-        terms="UCI's Optical Recognition of Handwritten Digits, as scikit-learn bundles it: CC BY 4.0.",
-    ),
-    "cifar10": DataSet(
-        hub="uoft-cs/cifar10",
-        training_images=50_000,
-        test_images=10_000,
-        classes=10,
-        licence="unknown",
-        terms=f"CIFAR-10 {CIFAR_TERMS}",
-        ddranking="CIFAR10",
-    ),
-    "cifar100": DataSet(
-        hub="uoft-cs/cifar100",
-        training_images=50_000,
-        test_images=10_000,
-        classes=100,
-        licence="unknown",
-        terms=f"CIFAR-100 {CIFAR_TERMS}",
-        ddranking="CIFAR100",
-    ),
-    "tiny-imagenet": DataSet(
-        hub="zh-plus/tiny-imagenet",
-        training_images=100_000,
-        test_images=10_000,
-        classes=200,
-        licence="other",
-        terms=TINY_IMAGENET_TERMS,
-        ddranking="TinyImageNet",
-    ),
-    "tiny-imagenet-20": DataSet(
-        hub=None,
-        training_images=10_000,
-        test_images=1_000,
-        classes=20,
-        licence="other",
-        terms=TINY_IMAGENET_TERMS,
-    ),
+    "digits": DataSet(None, 1_297, 500, 10, "cc-by-4.0", DIGITS),
+    "cifar10": DataSet("uoft-cs/cifar10", 50_000, 10_000, 10, "unknown", f"CIFAR-10 {CIFAR}", "CIFAR10"),
+    "cifar100": DataSet("uoft-cs/cifar100", 50_000, 10_000, 100, "unknown", f"CIFAR-100 {CIFAR}", "CIFAR100"),
+    "tiny-imagenet": DataSet("zh-plus/tiny-imagenet", 100_000, 10_000, 200, "other", TINY, "TinyImageNet"),
+    "tiny-imagenet-20": DataSet(None, 10_000, 1_000, 20, "other", TINY),
     "imagenet-1k": DataSet(
-        hub="ILSVRC/imagenet-1k",
-        training_images=1_281_167,
-        test_images=50_000,
-        classes=1_000,
-        licence="other",
-        terms="ImageNet's terms of access: non-commercial research and education only.",
-        ddranking="ImageNet1K",
-        access="accept its terms at https://huggingface.co/datasets/ILSVRC/imagenet-1k and log in with "
-        "`.venv/bin/hf auth login`, or let DWA_DATA name the folder that holds imagenet-1k/train/CLASS/ and "
-        "imagenet-1k/val/CLASS/",
+        "ILSVRC/imagenet-1k", 1_281_167, 50_000, 1_000, "other", IMAGENET, "ImageNet1K", IMAGENET_ACCESS
     ),
 }

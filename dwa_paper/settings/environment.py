@@ -1,13 +1,16 @@
 """What a run takes from its environment: the root of its files, variables, and the versions of libraries."""
 
 import importlib.metadata
-import math
 import os
 from pathlib import Path
 
 from packaging.requirements import Requirement
+from pydantic import TypeAdapter, ValidationError
 
 from dwa_core.errors import InputError
+from dwa_core.recipe import NotNegative
+
+SECONDS = TypeAdapter(NotNegative)
 
 
 def root() -> Path:
@@ -24,25 +27,17 @@ def check_environment() -> None:
 
 
 def checkpoint_seconds() -> float:
-    """Seconds between two checkpoints of a stage: $DWA_CHECKPOINT_SECONDS, or 60.
-
-    Raises:
-        InputError: it is no number, or below 0.
-    """
+    """Seconds between two checkpoints of a stage: $DWA_CHECKPOINT_SECONDS, or 60; InputError if it is no number."""
     text = os.environ.get("DWA_CHECKPOINT_SECONDS", "60")
     try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 <= seconds < math.inf:
-        raise InputError(f"DWA_CHECKPOINT_SECONDS: {text!r} is not allowed; must be a number of at least 0")
-    return seconds
+        return SECONDS.validate_python(text)
+    except ValidationError:
+        raise InputError(f"DWA_CHECKPOINT_SECONDS: {text!r} is not allowed; must be a number of at least 0") from None
 
 
 def check_versions() -> None:
     """Raises InputError if a library is missing or older than pyproject.toml asks for."""
-    for text in importlib.metadata.requires("dwa-companion"):
-        wanted = Requirement(text)
+    for wanted in map(Requirement, importlib.metadata.requires("dwa-companion")):
         if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
             continue
         try:

@@ -28,11 +28,7 @@ def list_products() -> list[str]:
 
 
 def read(path: Path) -> dict:
-    """The parameters of the settings file at `path`, whose profile and name must be those of its place.
-
-    Raises:
-        InputError: the file is missing or is not a YAML mapping; one line.
-    """
+    """The parameters of the settings file at `path`, whose profile and name must be those of its place."""
     parameters = grid.load_yaml(path)
     for key, expected in {"profile": path.parent.name, "name": path.stem}.items():
         if parameters.get(key) != expected:
@@ -44,37 +40,25 @@ def read(path: Path) -> dict:
     return parameters
 
 
-def read_settings(profile: str, product: str | None = None) -> dict[str, dict]:
-    """The parameters of the settings of `profile` by name, or of those that are shown in `product`.
+def read_settings(profile: str) -> dict[str, dict]:
+    """The parameters of the settings of `profile`, by name.
 
     A file of the user's own wins over the setting of its name in the grid; generated files are not read.
-
-    Raises:
-        InputError: a file cannot be read.
     """
-    own = (path for path in (SETTINGS / profile).glob("*.yaml") if not grid.is_generated(path))
-    found = dict(sorted({**grid.expand(profile), **{path.stem: read(path) for path in own}}.items()))
-    usual = Setting.model_fields["shown_in"].default
-    return {
-        name: parameters
-        for name, parameters in found.items()
-        if product is None or product in (parameters.get("shown_in") or usual)
-    }
+    own = {path.stem: read(path) for path in (SETTINGS / profile).glob("*.yaml") if not grid.is_generated(path)}
+    return dict(sorted({**grid.expand(profile), **own}.items()))
 
 
 def list_runs(profile: str, product: str | None = None) -> list[Setting]:
-    """Every run that the settings of `profile` ask for, in all or in `product`: setting by setting, seed by seed.
-
-    Raises:
-        InputError: one of the settings cannot be used.
-    """
+    """Every run that the settings of `profile` ask for, in all or in `product`: setting by setting, seed by seed."""
     runs = []
-    for name, parameters in read_settings(profile, product).items():
+    for name, parameters in read_settings(profile).items():
         try:
             setting = resolve(parameters)
         except InputError as error:
             raise InputError(f"settings/{profile}/{name}.yaml: {error}") from None
-        runs += [setting.model_copy(update={"seed": seed}) for seed in setting.seeds]
+        if product is None or product in setting.shown_in:
+            runs += [setting.model_copy(update={"seed": seed}) for seed in setting.seeds]
     return runs
 
 

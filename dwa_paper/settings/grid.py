@@ -14,15 +14,11 @@ GRID = SETTINGS / "grid.yaml"
 # The first line of a generated file; a file without it is a user's own.
 HEADER = b"# Generated from settings/grid.yaml by `make settings`. To change this setting here, delete this line.\n"
 # In the order of a file's lines.
-TOP_LEVEL = ("preset", "method", "ipc", "network", "student", "authors", "tasks", "validation")
+TOP_LEVEL = ("preset", "method", "distilled", "ipc", "network", "student", "authors", "tasks", "validation")
 
 
 def load_yaml(path: Path) -> dict:
-    """The mapping in the YAML file at `path`.
-
-    Raises:
-        InputError: it is missing or no YAML mapping; one line.
-    """
+    """The mapping in the YAML file at `path`; InputError where it is missing or contains none."""
     try:
         content = yaml.safe_load(path.read_text())
     except OSError as error:
@@ -45,20 +41,17 @@ def expand(profile: str) -> dict[str, dict]:
     runs = {}
     for product, groups in description.items():
         for group in groups:
-            for parameters in combinations(group):
-                run = minimal_settings(parameters, template, profile, common)
+            # Every combination of its lists; what is no list is the same in all.
+            axes = {key: value if isinstance(value, list) else [value] for key, value in group.items()}
+            group_seeds = axes.pop("seeds", seeds)
+            for values in itertools.product(*axes.values()):
+                run = minimal_settings(dict(zip(axes, values, strict=True)), template, profile, common)
                 known = runs.setdefault(run["name"], {**run, "seeds": set(), "shown_in": []})
                 if known | run != known:
                     raise InputError(f"{GRID.name}: two runs are called {run['name']}")
-                known["seeds"] |= set(group.get("seeds", seeds))
+                known["seeds"] |= set(group_seeds)
                 known["shown_in"] += [product] if product not in known["shown_in"] else []
     return {name: {**run, "seeds": sorted(run["seeds"])} for name, run in runs.items()}
-
-
-def combinations(group: dict) -> list[dict]:
-    """Every combination of the lists of a group; what is no list is the same in all."""
-    axes = {key: value if isinstance(value, list) else [value] for key, value in group.items() if key != "seeds"}
-    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
 
 def minimal_settings(parameters: dict, template: str, profile: str, common: dict) -> dict:
@@ -71,11 +64,10 @@ def minimal_settings(parameters: dict, template: str, profile: str, common: dict
     """
     own = {key for key, value in parameters.items() if common.get(key) != value}
     parameters = {**common, **parameters}
-    place = {"profile": profile, "name": "unnamed"}
     top_level = {key: parameters[key] for key in TOP_LEVEL if key in parameters}
-    base = schema.resolve({**place, **top_level})
-    usual = {"network": schema.PRESETS[base.preset]["network"], "student": base.network, "authors": False}
-    usual |= {"tasks": 1, "validation": 0.0}
+    base = schema.resolve({"profile": profile, "name": "unnamed", **top_level})
+    usual = {"student": base.network, "authors": False, "tasks": 1, "validation": 0.0}
+    usual["network"] = schema.PRESETS[base.preset]["network"]
     name = template.format(**top_level)
     for key in ("network", "student", "tasks"):
         if f"{{{key}}}" not in template and key in own and top_level[key] != usual[key]:
@@ -99,9 +91,6 @@ def label(key: str, value) -> str:
     if isinstance(value, str):
         return f"-{key}-{value}"
     return f"-{key}" if value is True or isinstance(value, list) else f"-{key}{value:g}"
-
-
-# ----------------------------------------------------------------------------------------- generated files
 
 
 def is_generated(path: Path) -> bool:

@@ -4,8 +4,8 @@ A settings file names a preset and what differs from it. `resolve` turns it into
 holds every number of a run, or stops with one line that names the key, the value and what is allowed.
 """
 
-import copy
 import re
+from functools import reduce
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -39,7 +39,7 @@ class Setting(Recipe):
     preset: str
     dataset: Name
     method: Literal["random-real", "herded-real", "sre2l", "dwa", "external"] = "dwa"
-    distilled: str | None = None  # for `external`: the folder of a distilled set of others
+    distilled: str | None = None  # for `external`: the folder of a distilled set of others, or its id on the hub
     authors: bool = False
     best: bool = False
     seeds: Annotated[list[Seed], Field(min_length=1)] = Field([0])
@@ -62,9 +62,6 @@ class Setting(Recipe):
         return self.model_dump(exclude=NOT_RECORDED)
 
 
-# ----------------------------------------------------------------------------------------------- checks
-
-
 def resolve(parameters: dict) -> Setting:
     """The full setting of `parameters`: a preset and what differs from it.
 
@@ -76,29 +73,28 @@ def resolve(parameters: dict) -> Setting:
     if not isinstance(parameters, dict):
         raise InputError(f"settings: {shown(parameters)} is not a mapping of keys to values")
     given = {key: value for key, value in parameters.items() if value is not None}
-    preset_name = given.get("preset")
-    if not isinstance(preset_name, str) or preset_name not in PRESETS:
-        raise InputError(f"preset: {shown(preset_name)} is not known; allowed: {', '.join(PRESETS)}")
-    preset = copy.deepcopy(PRESETS[preset_name])
+    name = given.get("preset")
+    if not isinstance(name, str) or name not in PRESETS:
+        raise InputError(f"preset: {shown(name)} is not known; allowed: {', '.join(PRESETS)}")
+    preset = dict(PRESETS[name])
     sre2l, authors, best, recipes = (preset.pop(key) for key in ("sre2l", "authors", "best", "teacher_recipes"))
-    if given.get("dataset", preset["dataset"]) != preset["dataset"]:
-        authors.pop("images", None)  # the authors' two values of CIFAR-10's std mean nothing for other images
-    layers = [preset, given]
-    if given.get("authors") is True:
-        layers[1:1] = [AUTHORS, authors]
-    if given.get("best") is True:
-        if not best:
-            chosen_for = ", ".join(name for name, recipe in PRESETS.items() if recipe["best"])
-            raise InputError(f"best: true is not allowed with preset {preset_name}; it was chosen for: {chosen_for}")
-        if given.get("authors") is True:
-            raise InputError("best: true is not allowed with authors: true; they are two answers to one question")
-        if given.get("method") == "sre2l":
-            raise InputError("best: true is not allowed with method sre2l; it was chosen for dwa and real images")
-        layers[1:1] = [best]
+    own_recipe, teacher = preset["teacher"]["recipe"], given.get("teacher")
+    recipe = str(teacher.get("recipe", own_recipe)) if isinstance(teacher, dict) else own_recipe
+    recipes = {own_recipe: {}, **recipes}
+    if recipe not in recipes:
+        allowed = ", ".join(recipes)
+        raise InputError(f"teacher.recipe: {shown(recipe)} is not allowed with this preset; allowed: {allowed}")
+    layers = [preset, {"teacher": recipes[recipe]}]
     if given.get("method") == "sre2l":
-        layers[1:1] = [{"synthesis": sre2l}]
-    layers[1:1] = [{"teacher": teacher_recipe(given, preset, recipes)}]
-    values = merge(*layers)
+        layers.append({"synthesis": sre2l})
+    if given.get("best") is True:
+        layers.append(best or {})
+    if given.get("authors") is True:
+        layers += [AUTHORS, authors]
+        if given.get("dataset", preset["dataset"]) != preset["dataset"]:
+            # Their two values of CIFAR-10's std mean nothing for other images.
+            layers.append({"images": {"std_after_teacher": None}})
+    values = merge(*layers, given)
     values.setdefault("student", values["network"])
     try:
         setting = Setting.model_validate(values)
@@ -107,22 +103,6 @@ def resolve(parameters: dict) -> Setting:
     check_values(setting)
     check_environment()
     return setting
-
-
-def teacher_recipe(given: dict, preset: dict, recipes: dict) -> dict:
-    """The numbers of the teacher recipe that `given` names, where it is not the preset's own.
-
-    Raises:
-        InputError: the preset has no recipe of that name.
-    """
-    stage = given.get("teacher")
-    name = stage.get("recipe") if isinstance(stage, dict) else None
-    if name is None or name == preset["teacher"]["recipe"]:
-        return {}
-    if not isinstance(name, str) or name not in recipes:
-        allowed = ", ".join([preset["teacher"]["recipe"], *recipes])
-        raise InputError(f"teacher.recipe: {shown(name)} is not allowed with this preset; allowed: {allowed}")
-    return recipes[name]
 
 
 def non_default(stage: Strict) -> dict:
@@ -144,46 +124,43 @@ def shown(value) -> str:
 def first_line_of(error: ValidationError) -> str:
     """One line for the first of pydantic's errors: key, value, what is allowed."""
     details = error.errors()[0]
-    key = ".".join(str(part) for part in details["loc"])
-    if details["type"] == "extra_forbidden":
-        *parents, _ = details["loc"]
-        model = Setting
-        for parent in parents:
-            model = model.model_fields[parent].annotation
-        return f"{key}: unknown key; allowed here: {', '.join(model.model_fields)}"
-    if details["type"] == "missing":
+    kind, place, value = details["type"], details["loc"], details["input"]
+    key, allowed = ".".join(map(str, place)), details["msg"][0].lower() + details["msg"][1:]
+    if kind == "missing":
         return f"{key}: missing; the settings need a value for it"
-    allowed = details["msg"][0].lower() + details["msg"][1:]
-    hint = ""
-    if details["type"] in ("float_type", "int_type") and re.fullmatch(r"[-+.\de]+", str(details["input"])):
-        hint = " (a number in quotes is text, and so is 1e-3 in YAML: write 0.001 or 1.0e-3)"
-    if details["type"] == "model_type":
+    if kind == "extra_forbidden":
+        model = reduce(lambda model, part: model.model_fields[part].annotation, place[:-1], Setting)
+        return f"{key}: unknown key; allowed here: {', '.join(model.model_fields)}"
+    if kind == "model_type":
         allowed = "must hold keys and values"
-    if details["type"] == "string_pattern_mismatch":
+    elif kind == "string_pattern_mismatch":
         allowed = ALLOWED[details["ctx"]["pattern"]]
-    return f"{key}: {shown(details['input'])} is not allowed; {allowed}{hint}"
+    elif kind in ("float_type", "int_type") and re.fullmatch(r"[-+.\de]+", str(value)):
+        allowed += " (a number in quotes is text, and so is 1e-3 in YAML: write 0.001 or 1.0e-3)"
+    return f"{key}: {shown(value)} is not allowed; {allowed}"
 
 
 def check_values(setting: Setting) -> None:
-    """What the types of the fields cannot say."""
-    if len(set(setting.seeds)) != len(setting.seeds):
-        raise InputError(f"seeds: {setting.seeds} is not allowed; each seed may occur once")
-    if (setting.method == "external") != (setting.distilled is not None):
-        raise InputError(
-            f"distilled: {shown(setting.distilled)} is not allowed with method {setting.method}; the folder of a "
-            "distilled set of others and the method external need each other"
-        )
-    low, high = setting.synthesis.roll
-    if low > high:
-        raise InputError(f"synthesis.roll: {[low, high]} is not allowed; the first must not exceed the second")
-    for stage in ("teacher", "relabel"):
-        training = getattr(setting, stage)
-        if training.warmup_epochs >= training.epochs:
-            raise InputError(
-                f"{stage}.warmup_epochs: {training.warmup_epochs} is not allowed; "
-                f"must be below {stage}.epochs, {training.epochs}"
-            )
-    if setting.relabel.labels != "teacher" and setting.tasks > 1:
-        raise InputError(f"relabel.labels: {setting.relabel.labels!r} is not allowed with tasks; allowed: teacher")
-    if setting.teacher.published_weights() and setting.stem != "torchvision":
-        raise InputError(f"stem: {setting.stem!r} is not allowed with teacher.weights; allowed: torchvision")
+    """Raises InputError for what the types of the fields cannot say."""
+    method, best, roll = setting.method, setting.best, setting.synthesis.roll
+    published = setting.teacher.published_weights()
+    chosen_for = [name for name, preset in PRESETS.items() if preset["best"]]
+    together = "the folder of a distilled set of others and the method external need each other"
+    presets = f" with preset {setting.preset}; it was chosen for: {', '.join(chosen_for)}"
+    rules = [
+        ("seeds", len({*setting.seeds}) == len(setting.seeds), "; each seed may occur once"),
+        ("distilled", (method == "external") == bool(setting.distilled), f" with method {method}; {together}"),
+        ("best", not best or setting.preset in chosen_for, presets),
+        ("best", not best or not setting.authors, " with authors: true; they are two answers to one question"),
+        ("best", not best or method != "sre2l", " with method sre2l; it was chosen for dwa and random-real"),
+        ("synthesis.roll", roll == sorted(roll), "; the first must not exceed the second"),
+        ("relabel.labels", setting.relabel.labels == "teacher" or setting.tasks == 1, " with tasks; allowed: teacher"),
+        ("stem", setting.stem == "torchvision" or not published, " with teacher.weights; allowed: torchvision"),
+    ]
+    for name, stage in {"teacher": setting.teacher, "relabel": setting.relabel}.items():
+        limit = f"; must be below {name}.epochs, {stage.epochs}"
+        rules.append((f"{name}.warmup_epochs", stage.warmup_epochs < stage.epochs, limit))
+    for key, holds, reason in rules:
+        if not holds:
+            value = reduce(getattr, key.split("."), setting)
+            raise InputError(f"{key}: {shown(value)} is not allowed{reason}")

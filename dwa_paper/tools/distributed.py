@@ -14,19 +14,14 @@ import torch
 import torch.distributed as dist
 
 from dwa_core import devices, models
-from dwa_core.devices import Compute
 from dwa_core.errors import InputError
 from dwa_paper.runs import real, stop, store, tasks, teachers
 from dwa_paper.settings.files import find_runs
-from dwa_paper.settings.schema import Setting, resolve
+from dwa_paper.settings.schema import resolve
 
 
 def train_teachers(setting: str) -> None:
-    """Trains the teachers of what `setting` names, as `files.find_runs`, in the processes that torchrun started.
-
-    Raises:
-        InputError: there is no such setting, or nothing to be trained.
-    """
+    """Trains the teachers of what `setting` names, as `files.find_runs`, in the processes that torchrun started."""
     found = resolve(find_runs(setting)[0])
     if found.teacher.weights is not None:
         raise InputError(f"teacher.weights: {found.teacher.weights!r} leaves nothing to be trained")
@@ -34,38 +29,31 @@ def train_teachers(setting: str) -> None:
     if found.deterministic:
         devices.use_deterministic_algorithms()
     stop.start_budget(found.max_minutes)
-    train(found, devices.choose(found.device, found.precision))
-
-
-def train(setting: Setting, compute: Compute) -> None:
-    """Trains the teachers of all tasks of `setting`, as one of the processes."""
-    device = compute.device
-    if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
+    compute = devices.choose(found.device, found.precision)
+    if compute.device.type == "cuda":
+        compute = compute._replace(device=torch.device("cuda", int(os.environ["LOCAL_RANK"])))
+        torch.cuda.set_device(compute.device)
     # The others wait while the first one decodes the images, or for a run that trains the same teacher.
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=30))
+    dist.init_process_group("nccl" if compute.device.type == "cuda" else "gloo", timeout=timedelta(days=30))
     rank, processes = dist.get_rank(), dist.get_world_size()
-    if setting.teacher.batch_size < 2 * processes:
-        raise InputError(
-            f"teacher.batch_size: {setting.teacher.batch_size} is not allowed with {processes} processes; each needs "
-            "at least two images"
-        )
+    if (size := found.teacher.batch_size) < 2 * processes:
+        wrong = f"{size} is not allowed with {processes} processes; each needs at least two images"
+        raise InputError(f"teacher.batch_size: {wrong}")
     if rank > 0:
         dist.barrier()  # the first process decodes the images, and the others find them
-    whole = real.load(setting.dataset, setting.images, device, validation=setting.validation)
+    whole = real.load(found.dataset, found.images, compute.device, validation=found.validation)
     if rank == 0:
         dist.barrier()
-    for part in tasks.split_into_tasks(setting, whole):
+    for part in tasks.split_into_tasks(found, whole):
         part.train.share = (rank, processes)
-        name, described = teachers.describe(setting, part.fingerprint)
+        name, described = teachers.describe(found, part.fingerprint)
         with store.lock("teachers", name) if rank == 0 else contextlib.nullcontext():
             names = [None] * processes
             dist.all_gather_object(names, name)  # and all wait until the first one has the lock
             if len(set(names)) > 1:  # images that only some keep in memory come in another order
                 raise InputError("the processes read different images; is there memory for all of them?")
             if store.find("teachers", name) is None:
-                teachers.train_and_store(setting, part, compute._replace(device=device), name, described)
+                teachers.train_and_store(found, part, compute, name, described)
             dist.barrier()
         if rank == 0:
             record = store.read_json(store.find("teachers", name) / "record.json")

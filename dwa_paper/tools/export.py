@@ -11,8 +11,10 @@ card, README.md.
 import shutil
 import statistics
 import sys
+from collections import defaultdict
 from pathlib import Path
 
+import jinja2
 import torch
 import yaml
 from PIL import Image
@@ -28,81 +30,63 @@ from dwa_paper.settings.environment import root
 from dwa_paper.settings.schema import Setting
 from dwa_paper.tools.plan import format_bytes, read_records
 
-FORMATS = ("parquet", "imagefolder", "tensors")
-SOFT_LABELS = ("one", "epochs")
+CARD = Path(__file__).with_name("card.md")
+# The hub's size categories: less than so many images.
+SIZES = {10**3: "n<1K", 10**4: "1K<n<10K", 10**5: "10K<n<100K", 10**6: "100K<n<1M", 10**7: "1M<n<10M"}
 
 
-def share(name: str, to: Path | None, format: str, soft_labels: str | None, top_k: int | None) -> None:
-    """Exports the set `name` as `export` does, to exports/NAME-FORMAT where `to` is None, and prints where it lies."""
-    for key, value, allowed in (("format", format, FORMATS), ("soft-labels", soft_labels, (None, *SOFT_LABELS))):
-        if value not in allowed:
-            raise InputError(f"{key}: {value} is not known; allowed: {', '.join(filter(None, allowed))}")
-    target = to or root() / "exports" / f"{name}-{format}"
-    export(name, target, format, soft_labels, top_k)
-    print(f"written: {target}")
-
-
-def export(name: str, target: Path, kind: str, soft_labels: str | None = None, top_k: int | None = None) -> None:
-    """Writes the distilled set `name` to the new folder `target` in the format `kind`, one of FORMATS, with a card.
+def export(
+    name: str,
+    to: Path | None = None,
+    format: str = "imagefolder",
+    soft_labels: str | None = None,
+    top_k: int | None = None,
+) -> None:
+    """Writes the distilled set `name` with a card to the new folder `to`, or exports/NAME-FORMAT, and prints where.
 
     Args:
-        soft_labels: None, or one of SOFT_LABELS, as `write_soft_labels` has them.
+        format: "imagefolder", "parquet" or "tensors".
+        soft_labels: None, "one" or "epochs", as `write_soft_labels` has them.
         top_k: how many classes of each soft label are kept; None keeps all.
 
     Raises:
-        InputError: there is no such set, `target` is there already, or the soft labels cannot be made.
-        StorageError: `target` cannot be written.
+        InputError: there is no such set, `to` is there already, or the soft labels cannot be made.
+        StorageError: `to` cannot be written.
     """
-    folder = store.find("distilled", name)
+    folder, target = store.find("distilled", name), to or root() / "exports" / f"{name}-{format}"
     if folder is None:
         raise InputError(f"{name}: no such distilled set under artifacts/ or results/artifacts/ of {root()}")
     if target.exists():
         raise InputError(f"{target}: is there already; delete it or name another folder")
-    distilled, temporary = read_parquet(folder), target.with_name(f".{target.name}.part")
-    with store.writing(target):
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        try:
-            fill(temporary, folder, distilled, kind, soft_labels, top_k)
-            temporary.rename(target)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-
-
-def fill(
-    target: Path, folder: Path, distilled: DistilledSet, kind: str, soft_labels: str | None, top_k: int | None
-) -> None:
-    """Writes all that `export` writes of the artifact in `folder` to the empty folder `target`."""
-    students = find_students(distilled.artifact)
-    if not students and (kind == "tensors" or soft_labels is not None):
+    distilled = read_parquet(folder)
+    # Of all students that learned from this set and no other.
+    students = [found for found in read_records() if found[1].get("distilled", {}).get("artifact") == name]
+    if not students and (format == "tensors" or soft_labels is not None):
         reason = "no record names this set, so its settings are unknown; run a setting that uses it"
-        raise InputError(f"{distilled.artifact}: {reason}")
-    rows = torch.arange(len(distilled.labels))
-    if kind == "parquet":
-        shutil.copy(folder / PARQUET, target)
-    else:  # ImageFolder goes class by class, and DD-Ranking takes tensors to do so
-        rows = distilled.labels.argsort(stable=True)
-    if kind == "imagefolder":
-        write_image_folder(distilled, target / "train")
-    elif kind == "tensors":
-        normalisation = students[0][0].images
-        images = augment.to_unit_range(distilled.images_uint8[rows])
-        images = augment.normalise(images, normalisation.mean, normalisation.distilled_std).contiguous()
-        save_file({"images": images, "labels": distilled.labels[rows]}, target / "images.safetensors")
-    shutil.copy(folder / "record.json", target)
-    records = [record for _, record in students]
-    (target / "README.md").write_text(write_card(distilled, records, kind, soft_labels))
-    if soft_labels is not None:
-        setting, record = students[0]
-        teacher = record["teacher"]["artifact"]
-        write_soft_labels(setting, teacher, distilled, rows, target / "soft_labels", soft_labels, top_k)
-        if kind == "tensors":
-            write_ddranking_teacher(setting, teacher, target / "teacher_models")
-
-
-def find_students(name: str) -> list[tuple[Setting, dict]]:
-    """Setting and record of all students that learned from the distilled set `name` and no other."""
-    return [found for found in read_records() if found[1].get("distilled", {}).get("artifact") == name]
+        raise InputError(f"{name}: {reason}")
+    # ImageFolder goes class by class, and DD-Ranking takes tensors to do so.
+    rows = torch.arange(len(distilled.labels)) if format == "parquet" else distilled.labels.argsort(stable=True)
+    with store.replacing(target) as temporary:
+        temporary.mkdir()
+        if format == "parquet":
+            shutil.copy(folder / PARQUET, temporary)
+        elif format == "imagefolder":
+            write_image_folder(distilled, temporary / "train")
+        else:
+            seen = students[0][0].images
+            images = augment.to_unit_range(distilled.images_uint8[rows])
+            images = augment.normalise(images, seen.mean, seen.distilled_std).contiguous()
+            save_file({"images": images, "labels": distilled.labels[rows]}, temporary / "images.safetensors")
+        shutil.copy(folder / "record.json", temporary)
+        card = write_card(distilled, [record for _, record in students], format, soft_labels)
+        (temporary / "README.md").write_text(card)
+        if soft_labels is not None:
+            setting, record = students[0]
+            teacher = record["teacher"]["artifact"]
+            write_soft_labels(setting, teacher, distilled, rows, temporary / "soft_labels", soft_labels, top_k)
+            if format == "tensors":
+                write_ddranking_teacher(setting, teacher, temporary / "teacher_models")
+    print(f"written: {target}")
 
 
 # ------------------------------------------------------------------------------------------- images and card
@@ -129,92 +113,36 @@ def write_image_folder(distilled: DistilledSet, target: Path) -> None:
         Image.fromarray(picture).save(folder / f"{index:05d}.png")
 
 
-# The hub's size categories: less than so many images.
-SIZES = {10**3: "n<1K", 10**4: "1K<n<10K", 10**5: "10K<n<100K", 10**6: "100K<n<1M", 10**7: "1M<n<10M"}
-OPENING = {
-    "parquet": """import datasets
-
-distilled = datasets.load_dataset("path/to/this/folder", split="train")  # columns image, label, ipc_index""",
-    "imagefolder": """import torchvision
-
-distilled = torchvision.datasets.ImageFolder("path/to/this/folder/train")""",
-    "tensors": """from safetensors.torch import load_file
-
-distilled = load_file("path/to/this/folder/images.safetensors")
-images, labels = distilled["images"], distilled["labels"]  # images: (N, 3, H, W), normalised, class by class""",
-}
-LABELS_OPENING = """
-Soft labels lie in `soft_labels/` as logits of the teacher. `dwa_paper.tools.export.read_soft_labels` reads them;
-`soft_labels/record.json` contains how they were made.
-"""
-
-
-def write_card(distilled: DistilledSet, records: list[dict], kind: str, soft_labels: str | None = None) -> str:
+def write_card(distilled: DistilledSet, records: list[dict], format: str, soft_labels: str | None = None) -> str:
     """The README.md that the Hugging Face hub shows for a data set: settings, accuracy, licence, provenance."""
-    record, count = distilled.record, len(distilled.labels)
-    made = record["settings"]
+    made = distilled.record["settings"]
     source = distilled.artifact.rpartition(f"-{made['method']}-ipc")[0]
-    row = DATASETS.get(source)
-    front = {
-        "license": row.licence if row else "unknown",
-        "task_categories": ["image-classification"],
-        "tags": ["dataset-distillation"],
-        "size_categories": [next(size for limit, size in SIZES.items() if count < limit)],
-    }
-    if kind == "parquet":
-        files = {"split": "train", "path": "train-*.parquet"}
-        front["configs"] = [{"config_name": "default", "data_files": [files]}]
-    versions = ", ".join(f"{name} {version}" for name, version in sorted(record["versions"].items()))
-    return f"""---
-{yaml.safe_dump(front, sort_keys=False)}---
-# {distilled.artifact}
-
-{made["ipc"]} images of {made["side"]} px for each of {len(distilled.classes)} classes, distilled from the training \
-part of {source} by the method {made["method"]}.
-
-```python
-{OPENING[kind]}
-```
-{LABELS_OPENING if soft_labels else ""}
-## Accuracy
-
-{tabulate_accuracies(records)}
-
-## Settings
-
-```yaml
-{yaml.safe_dump(records[0]["setting"] if records else made)}```
-
-## Provenance
-
-Made {record["finished"]} on {record["device"]} with {versions}, code revision {record["revision"]}, in \
-{record["seconds"]:.0f} s. Teacher: `{made.get("teacher", "none")}`. SHA-256 of each file: `record.json`.
-
-## Licence of the source
-
-{row.terms if row else f"The terms of the images of {source} apply; they are not known here."}
-
-## Citation
-
-Du et al., Diversity-Driven Synthesis: Enhancing Dataset Distillation through Directed Weight Adjustment, NeurIPS 2024.
-"""
+    options = {"trim_blocks": True, "keep_trailing_newline": True, "undefined": jinja2.StrictUndefined}
+    return jinja2.Template(CARD.read_text(), **options).render(
+        distilled=distilled,
+        source=source,
+        data=DATASETS.get(source),
+        size=next(size for limit, size in SIZES.items() if len(distilled.labels) < limit),
+        format=format,
+        soft_labels=soft_labels,
+        accuracies=summarise_accuracies(records),
+        settings=yaml.safe_dump(records[0]["setting"] if records else made),
+    )
 
 
-def tabulate_accuracies(records: list[dict]) -> str:
-    """Test accuracy of the students in `records`, a line per student network and setting, in Markdown."""
-    if not records:
-        return "Not evaluated yet."
-    groups = {}
+def summarise_accuracies(records: list[dict]) -> list[list[str]]:
+    """Of each student network and setting in `records`: these two, test accuracy, students, teacher's accuracy."""
+    groups = defaultdict(list)
     for record in records:
         setting = record["setting"]
-        groups.setdefault((setting["student"], setting["profile"], setting["name"]), []).append(record)
-    lines = ["| student | setting | test accuracy, % | students | teacher, % |", "|---|---|---|---|---|"]
-    for (student, profile, name), group in sorted(groups.items()):
+        groups[setting["student"], f"{setting['profile']}/{setting['name']}"].append(record)
+    rows = []
+    for names, group in sorted(groups.items()):
         values = [record["accuracy"]["reported"] for record in group]
         spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-        accuracy, teacher = statistics.mean(values), group[0]["teacher"]["accuracy"]["top1"]
-        lines.append(f"| {student} | {profile}/{name} | {accuracy:.1f}{spread} | {len(values)} | {teacher:.1f} |")
-    return "\n".join(lines)
+        teacher = group[0]["teacher"]["accuracy"]["top1"]
+        rows.append([*names, f"{statistics.mean(values):.1f}{spread}", str(len(values)), f"{teacher:.1f}"])
+    return rows
 
 
 # -------------------------------------------------------------------------------------------- soft labels
@@ -229,48 +157,39 @@ def write_soft_labels(
     kind: str,
     top_k: int | None,
 ) -> None:
-    """Stores how the teacher labels the images, as logits in fp16; prints the size before any work.
+    """Stores how the artifact `teacher` labels the images, as logits in fp16; prints the size before any work.
 
     "one": of each image as it is, (N, classes), in the order of the exported images, which are `rows` of the set:
     soft_labels/one.safetensors.
-    "epochs": of each image that the student with the setting's seed sees, augmented and mixed, in the order in
-    which it sees them: soft_labels/epoch-0000.safetensors and so on. The inputs are not stored: the same setting
-    and kind of device draw them again (`relabel.mixed_batches`).
+    "epochs": of each image that the student of `setting` sees, augmented and mixed, in the order in which it sees
+    them: soft_labels/epoch-0000.safetensors and so on. The inputs are not stored: the same setting and kind of device
+    draw them again (`relabel.mixed_batches`).
 
     With `top_k`, the logits of the k likeliest classes, their classes, and for all others together the logit that
     gives them, at the recipe's temperature, the share of probability that they had.
-
-    Args:
-        setting: of a student that learned from the set; `teacher` is its teacher's artifact.
-
-    Raises:
-        InputError: the teacher is not on this machine, `top_k` is not between 1 and the number of classes, or the
-            disk is too small.
     """
     stage, images, classes = setting.relabel, setting.images, len(distilled.classes)
     if top_k is not None and not 1 <= top_k <= classes:
         raise InputError(f"top-k: {top_k} is not allowed; there are {classes} classes")
-    if (folder_of_teacher := store.find("teachers", teacher)) is None:
+    if (teacher_folder := store.find("teachers", teacher)) is None:
         raise InputError(f"{teacher}: the teacher of this set is not on this machine, so it cannot label")
     compute = devices.choose(setting.device, setting.precision)
-    network = teachers.load(setting, classes, compute.device, folder_of_teacher)
+    network = teachers.load(setting, classes, compute.device, teacher_folder)
     labeller, training = relabel.labeller(network, stage, compute.precision), distilled.split(compute.device)
-    epochs = stage.epochs if kind == "epochs" else 1
-    size = count_bytes(len(training), classes, epochs, top_k)
-    print(f"soft labels: {epochs} x {len(training)} images, {format_bytes(size)}", flush=True)
+    if kind == "one":
+        batches = {"one": training.test_batches(images.mean, images.distilled_std)}
+    else:
+        rows = slice(None)  # the student's own order
+        epochs = range(stage.epochs)
+        batches = {f"epoch-{epoch:04d}": relabel.mixed_batches(setting, training, epoch) for epoch in epochs}
+    size = count_bytes(len(training), classes, len(batches), top_k)
+    print(f"soft labels: {len(batches)} x {len(training)} images, {format_bytes(size)}", flush=True)
     folder.mkdir()
     if size > shutil.disk_usage(folder).free:
         raise InputError(f"soft labels: {format_bytes(size)} are more than is free under {folder.parent}")
-
-    def label_and_save(batches, file: str, order=slice(None)) -> None:
-        logits = relabel.label(labeller, batches, compute).cpu()[order]
+    for file, seen in tqdm(batches.items(), desc="soft labels", unit="file", file=sys.stdout, disable=kind == "one"):
+        logits = relabel.label(labeller, seen, compute).cpu()[rows]
         save_file(pack(logits, top_k, stage.temperature), folder / f"{file}.safetensors")
-
-    if kind == "one":
-        label_and_save(training.test_batches(images.mean, images.distilled_std), "one", rows)
-    else:
-        for epoch in tqdm(range(epochs), desc="soft labels", unit="epoch", file=sys.stdout):
-            label_and_save(relabel.mixed_batches(setting, training, epoch), f"epoch-{epoch:04d}")
     made = {"kind": kind, "top_k": top_k, "teacher": teacher, "device_type": compute.device.type, "classes": classes}
     store.write_json(folder / "record.json", {**made, "temperature": stage.temperature, "setting": setting.recorded()})
 
@@ -308,8 +227,7 @@ def write_ddranking_teacher(setting: Setting, teacher: str, target: Path) -> Non
     network, a printed line says so.
     """
     state = load_file(store.find("teachers", teacher) / "model.safetensors")
-    converted = convert_for_ddranking(setting, state)
-    if converted is None:
+    if (converted := convert_for_ddranking(setting, state)) is None:
         print(f"{teacher}: DD-Ranking has no {setting.network} as ours is; its teacher is left out", flush=True)
         return
     network, state = converted
@@ -319,9 +237,7 @@ def write_ddranking_teacher(setting: Setting, teacher: str, target: Path) -> Non
     torch.save(state, path)
 
 
-def convert_for_ddranking(
-    setting: Setting, state: dict[str, torch.Tensor]
-) -> tuple[str, dict[str, torch.Tensor]] | None:
+def convert_for_ddranking(setting: Setting, state: dict[str, torch.Tensor]) -> tuple[str, dict] | None:
     """The name and the weights (fp32) in DD-Ranking 0.2.0 of the teacher with the weights `state`.
 
     ConvNet-128 is its ConvNet-3-BN. torchvision's ResNets are its ResNet-18-BN and so on with `tea_use_torchvision`,

@@ -7,14 +7,17 @@ data must lie at the same path on all machines.
 
 import ctypes
 import functools
-import itertools
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+
+from dwa_core import devices, models
 from dwa_core.errors import InputError, StoppedError, UserError
+from dwa_paper.runs import real, sets, tasks, teachers
 from dwa_paper.runs.records import artifacts_called_for, find_record
 from dwa_paper.settings.files import find_runs
 from dwa_paper.settings.schema import SYNTHESISED, resolve
@@ -28,12 +31,7 @@ LAST_LINES = 3
 
 
 def run_all(targets: list[str], gpus_per_task: float | None, cpus_per_task: float, tasks_per_set: int) -> None:
-    """Makes the records that are missing of what `targets` name, each as `files.find_runs`; prints how each ended.
-
-    Raises:
-        InputError: something that was given cannot be used, or Ray cannot.
-        UserError: some records could not be made.
-    """
+    """Makes the records that are missing of what `targets` name, each as `files.find_runs`; prints how each ended."""
     try:
         import ray
     except ImportError:
@@ -48,9 +46,9 @@ def run_all(targets: list[str], gpus_per_task: float | None, cpus_per_task: floa
     if gpus_per_task is None:
         gpus_per_task = 1 if ray.cluster_resources().get("GPU") else 0
     print(f"{len(wanted)} records to make on {len(ray.nodes())} machines", flush=True)
-    options = {"num_cpus": cpus_per_task, "num_gpus": gpus_per_task, "max_retries": RETRIES}
-    options["retry_exceptions"] = [StoppedError]  # by a signal, as when its machine is taken away
-    unfinished = submit(ray.remote(**options), wanted, tasks_per_set)
+    stopped = [StoppedError]  # by a signal, as when its machine is taken away
+    as_task = ray.remote(num_cpus=cpus_per_task, num_gpus=gpus_per_task, max_retries=RETRIES, retry_exceptions=stopped)
+    unfinished = submit(as_task, wanted, tasks_per_set)
     failures = 0
     while unfinished:
         (done,), _ = ray.wait(list(unfinished))
@@ -67,11 +65,7 @@ def run_all(targets: list[str], gpus_per_task: float | None, cpus_per_task: floa
 
 
 def find_missing(targets: list[str]) -> list[tuple[str, dict]]:
-    """The target and the parameters of each run that `targets` name and that has no record yet.
-
-    Raises:
-        InputError: one of them cannot be used.
-    """
+    """The target and the parameters of each run that `targets` name and that has no record yet."""
     found = []
     for target in targets:
         for parameters in find_runs(target):
@@ -84,76 +78,59 @@ def find_missing(targets: list[str]) -> list[tuple[str, dict]]:
 
 def submit(as_task, wanted: list[tuple[str, dict]], tasks_per_set: int) -> dict:
     """Submits everything to Ray, each task with those that it waits for; returns the records' tasks and their names."""
-    make_teacher, make_part, make_set = as_task(teacher_task), as_task(part_task), as_task(set_task)
-    make_record = as_task(record_task)
-    teachers, sets, records = {}, {}, {}
+    make_teacher, make_part, make_set, make_record = map(as_task, (teacher_task, part_task, set_task, record_task))
+    teacher_of, set_of, records = {}, {}, {}
     for target, parameters in wanted:
         setting = resolve(parameters)
         # The data are not read here, so these names only tell the artifacts of different settings apart.
         data = {"fingerprint": f"{setting.validation} held out, {setting.tasks} tasks", "classes": setting.tasks}
         trained, made = artifacts_called_for(setting, data)[:2]
-        if trained not in teachers:
-            teachers[trained] = make_teacher.remote(parameters)
-        if made not in sets:
-            ready, parts = teachers[trained], []
+        if trained not in teacher_of:
+            teacher_of[trained] = make_teacher.remote(parameters)
+        teacher, parts = teacher_of[trained], []
+        if made not in set_of:
             if tasks_per_set > 1 and setting.method in SYNTHESISED:
-                parts = [make_part.remote(parameters, chosen, ready) for chosen in split(setting.ipc, tasks_per_set)]
-            sets[made] = make_set.remote(parameters, ready, *parts)
+                parts = [make_part.remote(parameters, chosen, teacher) for chosen in split(setting.ipc, tasks_per_set)]
+            set_of[made] = make_set.remote(parameters, teacher, *parts)
         # The same real images may be a set of several teachers, and the task that makes it waits for one of them.
-        task = make_record.remote(target, parameters["seed"], sets[made], teachers[trained])
+        task = make_record.remote(target, parameters["seed"], set_of[made], teacher)
         records[task] = f"{setting.profile}/{setting.name}-seed{setting.seed}"
     return records
 
 
-def split(ipc: int, tasks: int) -> list[range]:
-    """The ipc indices in at most `tasks` runs of nearly the same length."""
-    tasks = min(tasks, ipc)
-    bounds = [ipc * task // tasks for task in range(tasks + 1)]
-    return [range(first, last) for first, last in itertools.pairwise(bounds)]
+def split(ipc: int, count: int) -> list[range]:
+    """The ipc indices in at most `count` runs of nearly the same length."""
+    return [range(part[0], part[-1] + 1) for part in np.array_split(range(ipc), min(count, ipc))]
 
 
 # ----------------------------------------------------------------------------------------- what Ray's workers do
 
 
-def open_data(parameters: dict, ipc: int = 1):
-    """Setting, device and data of each task of `parameters`; fewer than `ipc` images in a class are refused."""
-    from dwa_core import devices, models
-    from dwa_paper.runs import real, tasks
-
+def load_parts(parameters: dict) -> list[tuple]:
+    """Setting, data, teacher and compute of each task of `parameters`; trains the teachers that are missing."""
     setting = resolve(parameters)
     models.check_network("network", setting.network, setting.stem, setting.images.side)
     if setting.deterministic:
         devices.use_deterministic_algorithms()
     compute = devices.choose(setting.device, setting.precision)
-    whole = real.load(setting.dataset, setting.images, compute.device, ipc, setting.validation)
-    return setting, compute, tasks.split_into_tasks(setting, whole)
+    whole = real.load(setting.dataset, setting.images, compute.device, setting.ipc, setting.validation)
+    parts = tasks.split_into_tasks(setting, whole)
+    return [(setting, part, teachers.load_or_train(setting, part, compute), compute) for part in parts]
 
 
 def teacher_task(parameters: dict) -> None:
-    from dwa_paper.runs import teachers
-
-    setting, compute, parts = open_data(parameters)
-    for part in parts:
-        teachers.load_or_train(setting, part, compute)
+    load_parts({**parameters, "ipc": 1})  # another setting that shares the teacher may need fewer images of a class
 
 
 def part_task(parameters: dict, indices: range, _teacher) -> None:
     """Some ipc indices of a distilled set, left as a checkpoint of their own."""
-    from dwa_paper.runs import sets, teachers
-
-    setting, compute, parts = open_data(parameters, resolve(parameters).ipc)
-    for part in parts:
-        trained = teachers.load_or_train(setting, part, compute)
-        sets.synthesize_part(setting, part, trained, compute, indices)
+    for part in load_parts(parameters):
+        sets.synthesize_part(*part, indices)
 
 
 def set_task(parameters: dict, _teacher, *_parts) -> None:
-    from dwa_paper.runs import sets, teachers
-
-    setting, compute, parts = open_data(parameters, resolve(parameters).ipc)
-    for part in parts:
-        trained = teachers.load_or_train(setting, part, compute)
-        sets.load_or_synthesize(setting, part, trained, compute)
+    for part in load_parts(parameters):
+        sets.load_or_synthesize(*part)
 
 
 def record_task(target: str, seed: int, _set, _teacher) -> tuple[int, list[str]]:

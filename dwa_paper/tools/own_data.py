@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import yaml
 
 from dwa_core import devices, models
@@ -31,14 +32,7 @@ RECIPES = [
 
 
 def distill(folder: Path, network: str, ipc: int, differences: list[str]) -> None:
-    """Writes the settings of `folder` and makes their record.
-
-    Args:
-        differences: what differs from the recipe, each as `parse_differences` takes it.
-
-    Raises:
-        InputError: something that was given cannot be used.
-    """
+    """Writes the settings of `folder`, with `differences` as `parse_differences` takes them, and makes their record."""
     given = parse_differences(differences)
     folder = folder.expanduser()
     if not folder.is_dir():
@@ -51,17 +45,24 @@ def distill(folder: Path, network: str, ipc: int, differences: list[str]) -> Non
     runner.run(str(path), None, None, time.time())
 
 
+def parse_differences(texts: list[str]) -> dict:
+    """{"teacher": {"epochs": 30}} of ["teacher.epochs=30"]."""
+    result = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        stage, dot, inner = key.partition(".")
+        if not equals or not stage or (dot and not inner):
+            raise InputError(f"{shown(text)} is not allowed; expected key=value or stage.key=value")
+        value = yaml.safe_load(value)
+        result = merge(result, {stage: {inner: value} if dot else value})
+    return result
+
+
 def settings_for(dataset: str, network: str, ipc: int, differences: dict | None = None) -> dict:
     """The parameters of a setting for the data set `dataset`, a folder under $DWA_DATA.
 
     The recipe follows the size of the images; mean and standard deviation are measured on the training part at the
-    recipe's side.
-
-    Args:
-        differences: laid over what is chosen here, for example {"teacher": {"epochs": 30}}.
-
-    Raises:
-        InputError: the folder cannot be read as a data set.
+    recipe's side. `differences` are laid over what is chosen here, for example {"teacher": {"epochs": 30}}.
     """
     differences = differences or {}
     if dataset == "digits":
@@ -69,8 +70,8 @@ def settings_for(dataset: str, network: str, ipc: int, differences: dict | None 
     folder, largest = Path(os.environ["DWA_DATA"]) / dataset, RECIPES[-1][1]["images"]["side"]
     train = sources.open_folder(dataset, folder, largest)[0]["train"]  # at this side, no file is read whole
     some = train.select(np.linspace(0, len(train) - 1, min(len(train), MEASURED)).astype(int))
-    short_sides = [min(image.size) for image in some["image"]]
-    recipe = next(recipe for limit, recipe in RECIPES if np.median(short_sides) <= limit)
+    short_side = np.median([min(image.size) for image in some["image"]])
+    recipe = next(recipe for limit, recipe in RECIPES if short_side <= limit)
     side = merge(recipe, differences)["images"]["side"]
     pixels = real.decode(dataset, "training", some, side).numpy().reshape(-1, 3) / 255
     images = {"mean": pixels.mean(0).round(4).tolist(), "std": pixels.std(0).clip(0.01).round(4).tolist()}
@@ -83,7 +84,7 @@ def settings_for(dataset: str, network: str, ipc: int, differences: dict | None 
 
 
 def write_settings(parameters: dict) -> Path:
-    """Writes settings/<profile>/<name>.yaml, or finds it there with the same settings; returns its path.
+    """Writes settings/PROFILE/NAME.yaml, or finds it there with the same settings; returns its path.
 
     Raises:
         InputError: it is there with other settings, or a record of these settings is of other images.
@@ -92,45 +93,20 @@ def write_settings(parameters: dict) -> Path:
     path = root() / "settings" / setting.profile / f"{setting.name}.yaml"
     otherwise = 'delete it, or give this run a name of its own with WITH="name=..."'
     if path.exists():
-        there, asked = (flat(each.model_dump()) for each in (resolve(read(path)), setting))
-        key = next((key for key in asked if there[key] != asked[key]), None)
-        if key is not None:
-            raise InputError(f"{path}: {key} is {shown(there[key])} there and {shown(asked[key])} here; {otherwise}")
+        settings = (resolve(read(path)), setting)
+        there, here = (pd.json_normalize(each.model_dump()).to_dict("records")[0] for each in settings)
+        for key in here:  # such as teacher.epochs
+            if there[key] != here[key]:
+                both = f"{key} is {shown(there[key])} there and {shown(here[key])} here"
+                raise InputError(f"{path}: {both}; {otherwise}")
     if (record := find_record(setting)) is not None:
         device = devices.choose(setting.device).device
-        found = real.load(setting.dataset, setting.images, device, validation=setting.validation)
-        if found.fingerprint != record["data"]["fingerprint"]:
-            there, here = record["data"]["fingerprint"][:10], found.fingerprint[:10]
-            raise InputError(
-                f"{setting.record_path()}: the images' fingerprint is {there} there and {here} here; {otherwise}"
-            )
+        data = real.load(setting.dataset, setting.images, device, validation=setting.validation)
+        there, here = record["data"]["fingerprint"], data.fingerprint
+        if there != here:
+            both = f"the images' fingerprint is {there[:10]} there and {here[:10]} here"
+            raise InputError(f"{setting.record_path()}: {both}; {otherwise}")
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(yaml.safe_dump(parameters, sort_keys=False, default_flow_style=None))
     return path
-
-
-def flat(values: dict) -> dict:
-    """{"teacher.epochs": 30} of {"teacher": {"epochs": 30}}."""
-    return {
-        f"{key}.{inner}" if inner else key: value
-        for key, stage in values.items()
-        for inner, value in (stage.items() if isinstance(stage, dict) else [("", stage)])
-    }
-
-
-def parse_differences(texts: list[str]) -> dict:
-    """{"teacher": {"epochs": 30}} of ["teacher.epochs=30"].
-
-    Raises:
-        InputError: a text is not of the form key=value or stage.key=value.
-    """
-    result = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        stage, dot, inner = key.partition(".")
-        if not equals or not stage or (dot and not inner):
-            raise InputError(f"{shown(text)} is not allowed; expected key=value or stage.key=value")
-        value = yaml.safe_load(value)
-        result = merge(result, {stage: {inner: value}} if dot else {stage: value})
-    return result

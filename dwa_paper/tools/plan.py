@@ -7,7 +7,9 @@ numbers of images and parameters.
 
 import shutil
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
+
+from tabulate import tabulate
 
 from dwa_core import devices, models
 from dwa_core.recipe import Training
@@ -30,7 +32,7 @@ def read_records() -> list[tuple[Setting, dict]]:
         try:
             record = read_record(path)
             setting = as_setting(record["setting"])
-            usable = all(field in record["data"] for field in DATA_FIELDS)
+            usable = {*DATA_FIELDS} <= {*record["data"]}
             usable = usable and all(isinstance(record["seconds"][stage], int | float) for stage in STAGES)
         except (OSError, ValueError, KeyError, TypeError):
             usable = False
@@ -56,14 +58,13 @@ def find_data(setting: Setting, records: list[tuple[Setting, dict]]) -> dict | N
         return same[setting.validation]
     whole, row = same.get(0.0), DATASETS.get(setting.dataset)
     if whole is None and row is not None:
-        whole = {field: getattr(row, field) for field in DATA_FIELDS[:3]} | {"fingerprint": "not recorded yet"}
+        whole = {**row._asdict(), "fingerprint": "not recorded yet"}
     if whole is None or setting.validation == 0:
         return whole
     held_out = round(setting.validation * whole["training_images"])
-    return {
+    return whole | {
         "training_images": whole["training_images"] - held_out,
         "test_images": held_out,
-        "classes": whole["classes"],
         "fingerprint": f"{setting.validation} not recorded yet",
     }
 
@@ -111,8 +112,8 @@ def estimate(setting: Setting, data: dict | None, rates: dict[tuple, float], dev
         return dict.fromkeys(STAGES)
     expected = {}
     for stage, passes in count_passes(setting, data).items():
-        rate = rates.get(workload_key(setting, stage, device))
-        expected[stage] = 0.0 if not passes else None if rate is None else rate * passes
+        rate = 0.0 if passes == 0 else rates.get(workload_key(setting, stage, device))
+        expected[stage] = None if rate is None else rate * passes
     return expected
 
 
@@ -166,39 +167,30 @@ def format_bytes(count: float) -> str:
 
 
 def print_plan(profile: str) -> None:
-    """Prints how much of `profile` is done, the hours of what is missing, and a line per setting, finished ones last.
-
-    Raises:
-        InputError: no such profile, or a setting that cannot be used.
-    """
+    """Prints how much of `profile` is done, the hours of what is missing, and a line per setting, finished last."""
     check_profile(profile)
-    records, device = read_records(), devices.choose().describe()
-    rates, stored, groups = measure_rates(records), {}, defaultdict(list)
-    for setting in list_runs(profile):
-        groups[setting.name].append(setting)
-    done, total, unknown, rows, finished = 0, 0.0, 0, [], []
-    for name, group in groups.items():
-        setting, missing = group[0], sum(find_record(setting) is None for setting in group)
-        done += len(group) - missing
-        label = f"  {len(group) - missing}/{len(group)}   {name}"
-        if missing == 0:
-            finished.append(f"{'':34}{label}")
-            continue
+    records, device, runs = read_records(), devices.choose().describe(), list_runs(profile)
+    rates, missing = measure_rates(records), [setting for setting in runs if find_record(setting) is None]
+    asked_for, left = (Counter(setting.name for setting in some) for some in (runs, missing))
+    stored, rows, expected = {}, [], []
+    for name, setting in {setting.name: setting for setting in missing}.items():
         data = find_data(setting, records)
         seconds = estimate(setting, data, rates, device)
-        shares = {**share_to_make(setting, data, stored), "student": missing}
+        shares = {**share_to_make(setting, data, stored), "student": left[name]}
         for stage, share in shares.items():
             seconds[stage] = 0.0 if not share else seconds[stage] and seconds[stage] * share
-        total += sum(filter(None, seconds.values()))
-        unknown += None in seconds.values()
-        shown = ["shared" if shares[stage] is None else format_hours(seconds[stage]) for stage in STAGES]
-        rows.append(f"{shown[0]:>14} {shown[1]:>9} {shown[2]:>9}{label}")
-    hours = f"{total / 3600:.1f}" if total or not unknown else "unknown"
-    print(f"{profile}: {done} of {sum(map(len, groups.values()))} records are there.")
-    print(f"Hours of the others, as far as measured on this device ({device}): {hours}")
+        expected.append(seconds.values())
+        cells = ["shared" if shares[stage] is None else format_hours(seconds[stage]) for stage in STAGES]
+        rows.append([*cells, f"{asked_for[name] - left[name]}/{asked_for[name]}", name])
+    rows += [["", "", "", f"{count}/{count}", name] for name, count in asked_for.items() if not left[name]]
+    hours, unknown = sum(sum(filter(None, each)) for each in expected) / 3600, sum(None in each for each in expected)
+    print(f"{profile}: {len(runs) - len(missing)} of {len(runs)} records are there.")
+    total = f"{hours:.1f}" if hours or not unknown else "unknown"
+    print(f"Hours of the others, as far as measured on this device ({device}): {total}")
     print(f"For {unknown} settings at least one stage was never measured here.")
     print("Each teacher and each distilled set counts once, where it is first needed; below that it is shared.\n")
-    print(f"{'hours: teacher':>14} {'synthesis':>9} {'students':>9}  done  setting", *rows, *finished, sep="\n")
+    headers, align = ["hours: teacher", "synthesis", "students", "done", "setting"], ("right",) * 3 + ("left",) * 2
+    print(tabulate(rows, headers, tablefmt="plain", disable_numparse=True, colalign=align))
 
 
 def share_to_make(setting: Setting, data: dict | None, stored: dict[str, bool]) -> dict[str, float | None]:

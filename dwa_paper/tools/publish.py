@@ -1,6 +1,5 @@
 """Copies artifacts to where they can be committed, beside the records that name them: what `make publish` does."""
 
-import os
 import shutil
 
 from dwa_paper.runs import store
@@ -15,19 +14,15 @@ LIMIT_MB = 25  # of one artifact
 def publish(profile: str) -> None:
     """Copies the artifacts that the records of `profile` name to results/artifacts/, and prints a line for each.
 
-    Sets of real images are left out: they are drawn again from the data set in a moment, and the data
-    set is not ours to pass on; nor is what others distilled.
-
-    Raises:
-        InputError: there are no settings of that profile.
-        StorageError: a copy cannot be written.
+    Sets of real images are left out: they are drawn again in a moment, and the data set is not ours to pass on; nor
+    is what others distilled.
     """
     check_profile(profile)
     wanted = artifacts_of_profile(profile, SYNTHESISED)
     if not wanted:
         print(f"{profile}: no records, so nothing to copy")
     for (kind, name), records in wanted.items():
-        source, target = root() / "artifacts" / kind / name, root() / "results" / "artifacts" / kind / name
+        source, target = (root() / base / kind / name for base in ("artifacts", "results/artifacts"))
         size = sum(file.stat().st_size for file in source.rglob("*") if file.is_file())
         if target.exists():
             print(f"{name}: there already")
@@ -36,11 +31,6 @@ def publish(profile: str) -> None:
         elif size > LIMIT_MB * 1e6:
             print(f"{name}: {size / 1e6:.0f} MB are above the limit of {LIMIT_MB} MB")
         else:
-            temporary = target.with_name(f".{name}.{os.getpid()}")
-            with store.writing(target):
-                try:
-                    shutil.copytree(source, temporary)
-                    temporary.rename(target)
-                finally:
-                    shutil.rmtree(temporary, ignore_errors=True)
+            with store.replacing(target) as temporary:
+                shutil.copytree(source, temporary)
             print(f"{name}: copied to results/artifacts/{kind}/")

@@ -27,9 +27,6 @@ def print_missing(profile: str, products: list[str]) -> None:
 
     Table 1 comes first, and every table or figure as soon as its records are listed. Whether a record is current is
     decided from its content: one of other numbers than its setting has now counts as missing.
-
-    Raises:
-        InputError: no such profile or product, or a setting that cannot be used.
     """
     files.check_profile(profile)
     known = files.list_products()
@@ -37,18 +34,44 @@ def print_missing(profile: str, products: list[str]) -> None:
         if name not in known:
             raise InputError(f"{name}: no table or figure of this name; allowed: {', '.join(known)}")
     runs = files.list_runs(profile)
-    wanted = products or product.products(runs)
     missing = [setting for setting in runs if find_record(setting) is None]
-    paths = {}  # in their order, each once
-    for name in sorted(wanted, key=lambda name: name != "table-1"):
-        records = [setting.record_path() for setting in missing if name in setting.shown_in]
-        paths |= dict.fromkeys(records)
+    paths = []
+    wanted = {name: product.shows_all_runs(name) for name in products or product.products(runs)}
+    for name in sorted(wanted, key=lambda name: (wanted[name], name != "table-1")):
+        # What shows all runs comes last, after their records; asked for by its name, it shows those that are there.
+        waits_for_all = wanted[name] and not products
+        records = [setting.record_path() for setting in missing if waits_for_all or name in setting.shown_in]
+        paths += records
         if records or not product.is_current(name, profile, runs):
-            paths[product.files_of(name, profile)[0]] = None
-    if not products:
-        paths |= dict.fromkeys(setting.record_path() for setting in missing)
-    for path in paths:
+            paths.append(product.files_of(name, profile)[0])
+    for path in dict.fromkeys(paths):  # each once
         print(path.relative_to(root()))
+
+
+def print_states(profile: str) -> None:
+    """Prints the state of every run of `profile` and the last line that it printed, and how many are in each state."""
+    files.check_profile(profile)
+    counts = Counter()
+    for setting in files.list_runs(profile):
+        state, line = find_state(setting)
+        counts[state] += 1
+        print(f"{state:8} {setting.name}-seed{setting.seed}" + (f"\n         {line}" if line else ""))
+    print(f"{profile}: " + ", ".join(f"{count} {state}" for state, count in sorted(counts.items())))
+
+
+def find_state(setting: Setting) -> tuple[str, str]:
+    """One of the words above, and the last line that the run printed."""
+    executed = root() / "results" / setting.profile / "executed" / f"{setting.name}-seed{setting.seed}.ipynb"
+    (line, error), (line_so_far, _) = read_end(executed), read_end(unfinished(executed))
+    if is_held(execution_lock(executed)):
+        return "running", line_so_far
+    if find_record(setting) is not None:
+        return "done", line
+    if unfinished(executed).is_file():  # killed
+        return "stopped", line_so_far
+    if error:
+        return ("stopped" if error.startswith("StoppedError") else "failed"), error
+    return "waiting", ""
 
 
 def is_held(lock: FileLock) -> bool:
@@ -62,48 +85,14 @@ def is_held(lock: FileLock) -> bool:
         return True
 
 
-def find_state(setting: Setting) -> tuple[str, str]:
-    """One of the words above, and the last line that the run printed."""
-    executed = root() / "results" / setting.profile / "executed" / f"{setting.name}-seed{setting.seed}.ipynb"
-    if is_held(execution_lock(executed)):
-        return "running", last_line(unfinished(executed))[0]
-    line, error = last_line(executed)
-    if find_record(setting) is not None:
-        return "done", line
-    if unfinished(executed).is_file():  # killed
-        return "stopped", last_line(unfinished(executed))[0]
-    if error:
-        return ("stopped" if error.startswith("StoppedError") else "failed"), error
-    return "waiting", ""
-
-
-def last_line(notebook: Path) -> tuple[str, str]:
-    """The last line that the cells printed, and the error that ended them; empty where there is none."""
+def read_end(notebook: Path) -> tuple[str, str]:
+    """The last line that the cells of `notebook` printed, and the error that ended them; empty where there is none."""
     try:
         cells = json.loads(notebook.read_text())["cells"]
     except (OSError, ValueError, KeyError):
         return "", ""
-    line = error = ""
-    for cell in cells:
-        for output in cell.get("outputs", []):
-            if output["output_type"] == "stream":
-                said = "".join(output["text"]).replace("\r", "\n").split("\n")
-                line = next((text.strip() for text in reversed(said) if text.strip()), line)
-            elif output["output_type"] == "error":
-                error = " ".join(f"{output['ename']}: {output['evalue']}".split())
-    return line[:WIDTH], error[:WIDTH]
-
-
-def print_states(profile: str) -> None:
-    """Prints the state of every run of `profile` and the last line that it printed, and how many are in each state.
-
-    Raises:
-        InputError: no such profile, or a setting that cannot be used.
-    """
-    files.check_profile(profile)
-    counts = Counter()
-    for setting in files.list_runs(profile):
-        state, line = find_state(setting)
-        counts[state] += 1
-        print(f"{state:8} {setting.name}-seed{setting.seed}" + (f"\n         {line}" if line else ""))
-    print(f"{profile}: " + ", ".join(f"{count} {state}" for state, count in sorted(counts.items())))
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    printed = "".join("".join(output["text"]) for output in outputs if output["output_type"] == "stream")
+    lines = ["", *filter(str.strip, printed.splitlines())]
+    errors = ["", *(f"{output['ename']}: {output['evalue']}" for output in outputs if output["output_type"] == "error")]
+    return lines[-1].strip()[:WIDTH], " ".join(errors[-1].split())[:WIDTH]

@@ -6,7 +6,7 @@ import pytest
 
 from dwa_paper.report import charts, pictures
 from dwa_paper.report.product import runs_of
-from dwa_paper.settings import schema
+from dwa_paper.settings import files, grid, schema
 
 
 def test_gain_of_the_paper_and_ours(add):
@@ -18,6 +18,51 @@ def test_gain_of_the_paper_and_ours(add):
     reach = [collection.get_segments()[0] for collection in axis.collections]
     assert [(high[1] - low[1]) / 2 for low, high in reach] == pytest.approx([math.sqrt(0.34), math.sqrt(10)])
     assert [text.get_text() for text in axis.texts] == ["+5.6", "+8.0"]
+
+
+def bars_of(axis) -> dict[str, dict[str, float]]:
+    """The heights of the bars that are there, by series and by the label under them."""
+    names = [label.get_text().replace("\n", ", ") for label in axis.get_xticklabels()]
+    found = {}
+    for bars in axis.containers[1::2]:
+        heights = {name: bar.get_height() for name, bar in zip(names, bars, strict=True)}
+        found[bars.get_label()] = {name: pytest.approx(height) for name, height in heights.items() if height}
+    return found
+
+
+def test_gain_shows_every_pair_whatever_its_recipe_and_the_paper_beside(add):
+    for preset, network, dwa, sre2l, given in (
+        ("cifar10", "convnet-128", 33.5, 28.0, {}),
+        ("cifar10", "convnet-128", 45.0, 37.5, {"authors": True, "teacher": {"recipe": "gvbsm"}}),
+        ("cifar100", "convnet-128", 39.5, 40.5, {"authors": True}),
+    ):
+        for method, accuracy in (("dwa", dwa), ("sre2l", sre2l)):
+            name = f"{preset}-{method}-{len(given)}"
+            add(name, accuracy, accuracy, preset=preset, network=network, method=method, **given)
+    found = bars_of(charts.gain_bars(runs_of("trial")).axes[0])
+    assert found == {
+        "the paper": {"cifar10, ipc 10, resnet18": 5.4, "cifar100, ipc 10, resnet18": 8.0},
+        "ours, authors' code": {
+            "cifar10, ipc 10, convnet-128, G-VBSM's teacher": 7.5,
+            "cifar100, ipc 10, convnet-128": -1.0,
+        },
+        "ours, defaults": {"cifar10, ipc 10, convnet-128": 5.5},
+    }
+
+
+def test_gain_of_lite_is_of_every_data_set_with_a_recorded_pair(monkeypatch):
+    monkeypatch.setattr(files, "SETTINGS", grid.SETTINGS)
+    monkeypatch.setenv("DWA_ROOT", str(grid.SETTINGS.parent))
+    runs = [run for run in runs_of("lite") if run.record is not None and run.setting["relabel"]["labels"] == "teacher"]
+    pairs = {}
+    for setting, _, _ in runs:
+        key = setting["dataset"], setting["ipc"], setting["network"], setting["authors"], setting["teacher"]["recipe"]
+        pairs.setdefault(key, set()).add(setting["method"])
+    recorded = {dataset for (dataset, *_), methods in pairs.items() if {"sre2l", "dwa"} <= methods}
+    axis = charts.gain_bars(runs_of("lite", "figure-gain")).axes[0]
+    ours = [heights for series, heights in bars_of(axis).items() if series != "the paper"]
+    assert {label.split(",")[0] for heights in ours for label in heights} == recorded
+    assert {"cifar10", "cifar100"} <= recorded
 
 
 def test_gain_not_run_yet_shows_the_paper_alone(add):
@@ -37,6 +82,17 @@ def test_variance_curves_are_decoupled_and_coupled(add):
     assert decoupled.get_ydata() == pytest.approx([40.0, 44.0, 48.0])
     assert coupled.get_xdata() == pytest.approx([0.01, 0.11])
     assert coupled.get_ydata() == pytest.approx([40.0, 41.0])
+
+
+def test_sweeps_of_another_teacher_have_a_panel_of_their_own(add):
+    add("usual", 40.0, 41.0)
+    add("other", 60.0, seeds=[0], teacher={"recipe": "gvbsm"})
+    for draw in (charts.variance_curves, charts.steps_rho_map):
+        titles = [axis.get_title(loc="left") for axis in draw(runs_of("trial", "table-1")).axes]
+        assert [title for title in titles if title] == [
+            "cifar10, ipc 10, resnet18",
+            "cifar10, ipc 10, resnet18, G-VBSM's teacher",
+        ]
 
 
 def test_heat_map_over_steps_and_rho_leaves_cells_not_run_empty(add):
@@ -78,7 +134,8 @@ def test_alike_labels_name_the_first_thing_that_differs(bare_record):
         setting = schema.resolve(
             {"preset": "cifar10", "profile": "trial", "name": "a", "ipc": ipc, "teacher": {"epochs": epochs}}
         )
-        return bare_record(setting, teacher={"artifact": teacher}, distilled={"artifact": distilled})
+        made = {"data": {"fingerprint": "0123456789"}, "teacher": {"artifact": teacher}}
+        return bare_record(setting, **made, distilled={"artifact": distilled})
 
     records = [
         record_of("cifar10-a", "x-1"),

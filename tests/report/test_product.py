@@ -146,6 +146,20 @@ def test_profile_shows_what_its_settings_name_and_the_hyperparameters(add):
     assert product.products(files.list_runs("trial")) == ["figure-gain", "table-10", "table-6"]
 
 
+def test_record_that_comes_makes_the_hyperparameters_old(add):
+    def draw() -> None:
+        table, others = tables.hyperparameters(runs_of("trial"))
+        Product("table-6", VARIABLES).write_table(table, [table, others])
+
+    add("one", shown_in=["table-10"])
+    draw()
+    assert is_current("table-6")
+    add("one", 30.0, shown_in=["table-10"])
+    assert not is_current("table-6")
+    draw()
+    assert is_current("table-6")
+
+
 def test_what_is_missing_is_known_and_tables_and_charts_are_made_without_torch():
     modules = "from dwa_paper.report import {}; import sys; print([m for m in {} if m in sys.modules])"
     for imported, unwanted in (("product", ["torch", "pandas"]), ("tables, charts, page", ["torch", "datasets"])):

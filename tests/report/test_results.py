@@ -2,6 +2,7 @@
 
 import pytest
 
+from dwa_core.errors import InputError
 from dwa_paper.report import results
 from dwa_paper.report.product import Run, runs_of
 
@@ -33,6 +34,45 @@ def test_teacher_of_another_recipe_is_named_by_it_and_described_in_the_notes(add
         "cifar10, resnet18: teacher.epochs is 3; G-VBSM's teacher has 5.",
         "cifar10, resnet18: teacher.epochs is 5; the preset has 200.",
     ]
+
+
+def test_students_of_other_data_teachers_or_sets_are_cells_of_their_own(add):
+    def made_from(teacher: str, distilled: str = "set-a", fingerprint: str = "0123456789ab") -> dict:
+        data = {"fingerprint": fingerprint, "training_images": 50_000, "test_images": 10_000, "classes": 10}
+        return {
+            "teacher": {"artifact": teacher, "accuracy": {"top1": 90.0}},
+            "distilled": {"artifact": distilled},
+            "data": data,
+        }
+
+    add("first", 40.0, 41.0, record=made_from("t-1"))
+    add("same", 42.0, seeds=[3], record=made_from("t-1"))
+    add("seed", 50.0, seeds=[4, 5], teacher={"seed": 1}, record=made_from("t-2", "set-b"))
+    add("data", 60.0, seeds=[6], record=made_from("t-3", "set-c", "ba9876543210"))
+    add("teacher", 70.0, seeds=[7], record=made_from("t-4"))
+    add("set", 80.0, seeds=[8], record=made_from("t-1", "set-d"))
+    add("planned", seeds=[9])
+    frame = results.accuracies(runs_of("trial"))
+    assert {variant: rows["accuracy"].dropna().tolist() for variant, rows in frame.groupby("variant")} == {
+        "data 0123456789, teacher 1, set a": [40.0, 41.0, 42.0],
+        "data 0123456789, teacher 1, set d": [80.0],
+        "data 0123456789, teacher 4": [70.0],
+        "data ba98765432": [60.0],
+        "teacher.seed 1": [50.0],
+        "": [],
+    }
+    assert (frame["variant"] == "teacher.seed 1").sum() == 2, "a student that is not trained yet has its set too"
+
+
+def test_a_student_that_has_two_records_is_refused(add):
+    made = {"distilled": {"artifact": "set-a"}}
+    add("one", 40.0, 41.0, seeds=[0, 1], record=made)
+    add("other", 42.0, 43.0, seeds=[1, 2], record=made)
+    with pytest.raises(InputError) as caught:
+        results.accuracies(runs_of("trial"))
+    message = str(caught.value)
+    assert "results/trial/one-seed1.json and results/trial/other-seed1.json" in message
+    assert "\n" not in message
 
 
 @pytest.mark.parametrize(

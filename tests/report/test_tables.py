@@ -219,12 +219,31 @@ def test_what_moves_the_number_without_a_run_of_random_images(add):
     assert "random real" not in row
 
 
-def test_hyperparameters_are_those_of_the_presets():
-    frame = tables.hyperparameters(["cifar10", "imagenet-1k"]).set_index("value")
-    assert frame.loc["relabel.epochs"].tolist() == ["400", "300"]
-    assert frame.loc["synthesis.steps"].tolist() == ["12", "15"]
-    assert frame.loc["teacher.weights"].tolist() == ["", "IMAGENET1K_V1"]
-    assert frame.loc["teacher.epochs"].tolist() == ["200", ""], "a published teacher is not trained"
-    changed = tables.hyperparameters(["cifar10", "imagenet-1k"], method="sre2l").set_index("value")
-    assert changed.loc["synthesis.iterations"].tolist() == ["1000", "4000"]
-    assert "relabel.epochs" not in changed.index
+def test_hyperparameters_are_those_of_the_recorded_runs(add):
+    add("dwa", 40.0, 41.0, network="convnet-128", teacher={"epochs": 30})
+    add("dwa-short", 42.0, network="convnet-128", teacher={"epochs": 5})
+    add("dwa-planned", network="convnet-128", teacher={"epochs": 3})
+    add("sre2l", 30.0, network="convnet-128", teacher={"epochs": 30}, method="sre2l")
+    add("real", 45.0, network="convnet-128", teacher={"epochs": 30}, method="random-real", relabel={"batch_size": 50})
+    add("imagenet", 20.0, preset="imagenet-1k", authors=True)
+    table, others = tables.hyperparameters(runs_of("trial"))
+    assert list(table.columns) == ["value", "cifar10", "imagenet-1k"]
+    table = table.set_index("value")
+    assert table.loc["runs"].tolist() == ["DWA", "DWA, authors' code"]
+    assert table.loc["network"].tolist() == ["convnet-128", "resnet18"]
+    assert table.loc["teacher.epochs"].tolist() == ["30 or 5", ""], "a published teacher is not trained"
+    assert table.loc["teacher.weights"].tolist() == ["none", "IMAGENET1K_V1"]
+    assert table.loc["synthesis.steps"].tolist() == ["12", "15"]
+    assert others.to_numpy().tolist() == [
+        ["random real", "relabel.batch_size", "50", ""],
+        ["SRe2L", "synthesis.initial", "noise", ""],
+        ["SRe2L", "synthesis.adjustment", "none", ""],
+        ["SRe2L", "synthesis.r_var", "1", ""],
+    ]
+
+
+def test_hyperparameters_without_a_record_are_what_the_settings_ask_for(add):
+    add("planned", teacher={"epochs": 30})
+    table, others = tables.hyperparameters(runs_of("trial"))
+    assert table.set_index("value").loc["teacher.epochs"].tolist() == ["30"]
+    assert others.empty

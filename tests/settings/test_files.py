@@ -88,9 +88,8 @@ def test_settings_of_a_product_are_those_that_name_it_or_say_nothing(settings_fi
     settings_file("profile: lite\nname: setting\npreset: cifar10\n")
     settings_file("profile: lite\nname: other\npreset: cifar10\nshown_in: [table-3, figure-variance]\n", "other")
     assert list(files.read_settings("lite")) == ["other", "setting"]
-    assert list(files.read_settings("lite", "table-3")) == ["other"]
-    for product in ("table-1", "figure-gallery"):
-        assert list(files.read_settings("lite", product)) == ["setting"]
+    for product, name in {"table-3": "other", "table-1": "setting", "figure-gallery": "setting"}.items():
+        assert [setting.name for setting in files.list_runs("lite", product)] == [name]
 
 
 def test_profiles_are_those_of_the_grid_and_the_folders(settings_file, refused):

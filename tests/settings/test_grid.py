@@ -14,7 +14,8 @@ REPORTED_COUNTS = {"tiny-imagenet": (50, 100), "imagenet-1k": (10, 50, 100)}
 
 
 def resolved(profile: str, product: str | None = None) -> list[schema.Setting]:
-    return [schema.resolve(parameters) for parameters in files.read_settings(profile, product).values()]
+    settings = [schema.resolve(parameters) for parameters in files.read_settings(profile).values()]
+    return [setting for setting in settings if product is None or product in setting.shown_in]
 
 
 def test_no_two_settings_are_the_same_run():
@@ -99,6 +100,8 @@ def artifacts_of(product: str) -> tuple[set[str], set[str]]:
     """Names of the teachers and distilled sets that the runs of a product of the paper use, the data the same."""
     trained, made = set(), set()
     for setting in resolved("paper", product):
+        if setting.method == "external":  # named by its files, which are on the hub
+            continue
         teacher, _ = teachers.describe(setting, "data")
         trained.add(teacher)
         made.add(sets.describe(setting, "data", teacher)[0])

@@ -261,15 +261,15 @@ def test_best_is_a_recipe_of_its_own_for_the_preset_that_it_was_chosen_for():
 
 @pytest.mark.parametrize("preset", ["cifar100", "tiny-imagenet", "digits"])
 def test_best_of_another_preset_is_refused(preset):
-    with pytest.raises(InputError, match=rf"^best: true is not allowed with preset {preset}; .*: cifar10$"):
+    with pytest.raises(InputError, match=rf"^best: True is not allowed with preset {preset}; .*: cifar10$"):
         resolved(preset, best=True)
 
 
 def test_best_and_authors_exclude_each_other():
-    with pytest.raises(InputError, match="best: true is not allowed with authors: true"):
+    with pytest.raises(InputError, match="best: True is not allowed with authors: true"):
         resolved("cifar10", best=True, authors=True)
 
 
 def test_best_of_a_method_that_it_was_not_chosen_for_is_refused():
-    with pytest.raises(InputError, match=r"^best: true is not allowed with method sre2l; .*dwa"):
+    with pytest.raises(InputError, match=r"^best: True is not allowed with method sre2l; .*dwa"):
         resolved("cifar10", best=True, method="sre2l")

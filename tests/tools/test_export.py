@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from huggingface_hub.errors import LocalEntryNotFoundError
 from PIL import Image
 from safetensors.torch import load_file
 from torchvision import transforms
@@ -19,7 +20,7 @@ from torchvision.datasets import ImageFolder
 
 from dwa_core import augment, models, relabel
 from dwa_paper.__main__ import main
-from dwa_paper.runs import external, real, sets, store, students, teachers
+from dwa_paper.runs import real, sets, sources, store, students, teachers
 from dwa_paper.runs.records import find_record
 from dwa_paper.runs.sets import DistilledSet
 from dwa_paper.tools import export
@@ -140,14 +141,14 @@ def test_export_to_where_nothing_can_be_written_ends_with_one_line(shared_set, t
     _, distilled, _ = shared_set
     (tmp_path / "file").touch()
     assert main(["share", distilled.artifact, "--to", str(tmp_path / "file" / "out")]) == 1
-    assert capsys.readouterr().err == f"error: {tmp_path / 'file' / 'out'}: cannot be written; Not a directory\n"
+    assert capsys.readouterr().err == f"error: {tmp_path / 'file' / 'out'}: cannot be written; File exists\n"
 
 
 def test_soft_labels_larger_than_the_disk_are_refused_before_any_work(shared_set, tmp_path, monkeypatch, refused):
     _, distilled, _ = shared_set
     usage = export.shutil.disk_usage(tmp_path)._replace(free=100)
     monkeypatch.setattr(export.shutil, "disk_usage", lambda _: usage)
-    monkeypatch.setattr(relabel, "mixed_batches", None)
+    monkeypatch.setattr(relabel, "label", None)
     with refused("soft labels: 1.2 kB are more than is free"):
         export.export(distilled.artifact, tmp_path / "out", "parquet", "epochs")
 
@@ -169,8 +170,8 @@ def test_command_line_exports_with_soft_labels_and_says_their_size_first(shared_
     ("arguments", "text"),
     [
         ([], "the following arguments are required: SET"),
-        (["x", "--format", "zip"], "format: zip is not known; allowed: parquet, imagefolder, tensors"),
-        (["x", "--soft-labels", "two"], "soft-labels: two is not known; allowed: one, epochs"),
+        (["x", "--format", "zip"], "argument --format: invalid choice: 'zip' (choose from"),
+        (["x", "--soft-labels", "two"], "argument --soft-labels: invalid choice: 'two' (choose from"),
     ],
 )
 def test_command_line_that_cannot_be_read_is_one_line(arguments, text, capsys):
@@ -184,7 +185,7 @@ def test_command_line_that_cannot_be_read_is_one_line(arguments, text, capsys):
 # -------------------------------------------------------------------------------------------- soft labels
 
 
-@pytest.mark.parametrize("kind", export.FORMATS)
+@pytest.mark.parametrize("kind", ["parquet", "imagefolder", "tensors"])
 def test_one_soft_label_per_image_is_what_the_teacher_answers(kind, shared_set, tiny_teacher, tmp_path):
     setting, distilled, _ = shared_set
     export.export(distilled.artifact, tmp_path / "out", kind, "one")
@@ -303,7 +304,7 @@ def external_set(kind: str, distilled, folder, classes=None):
 def test_set_of_others_is_read_whole_in_our_order(kind, shared_set, tmp_path):
     _, distilled, _ = shared_set
     folder = external_set(kind, distilled, tmp_path / "theirs")
-    found = external.read_external(folder, "digits", distilled.classes, 2, 16)
+    found = sets.read_external(folder, "digits", distilled.classes, 2, 16)
     if kind.startswith("parquet"):  # its rows were shuffled, so which image of a class is the first is another
         by_class = found.view(2, 10, -1).long().sum(2).sort(0).values
         assert torch.equal(by_class, distilled.images_uint8.view(2, 10, -1).long().sum(2).sort(0).values)
@@ -316,7 +317,7 @@ def test_classes_of_a_set_of_others_are_matched_by_their_names(shared_set, tmp_p
     _, distilled, _ = shared_set
     backwards = dataclasses.replace(distilled, classes=distilled.classes[::-1], labels=9 - distilled.labels)
     folder = external_set("parquet", backwards, tmp_path / "theirs")
-    found = external.read_external(folder, "digits", distilled.classes, 2, 16)
+    found = sets.read_external(folder, "digits", distilled.classes, 2, 16)
     sums = found.view(2, 10, -1).long().sum(2).sort(0).values
     assert torch.equal(sums, distilled.images_uint8.view(2, 10, -1).long().sum(2).sort(0).values)
 
@@ -339,18 +340,47 @@ def test_set_of_others_is_evaluated_as_ours_is(shared_set, digits, tiny_teacher,
     outside.record_path().unlink()
 
 
-def test_set_of_others_that_does_not_fit_is_refused(shared_set, tmp_path, refused):
+def test_set_of_others_is_read_from_the_hub_by_its_id(shared_set, tiny_setting, tmp_path, monkeypatch, refused):
+    """In the layout of he-yang's sets on the hub: data/train-*.parquet, with columns image and class_id."""
+    _, distilled, _ = shared_set
+    table = sources.open_distilled(external_set("parquet", distilled, tmp_path / "made"))
+    theirs = datasets.Features(image=datasets.Image(), class_id=datasets.Value("int32"))
+    (tmp_path / "copy" / "data").mkdir(parents=True)
+    for number in range(2):
+        shard = table.rename_column("label", "class_id").cast(theirs).shard(2, number)
+        shard.to_parquet(tmp_path / "copy" / "data" / f"train-{number:05d}-of-00002-0123456789abcdef.parquet")
+    asked = []
+
+    def download(name, repo_type, local_files_only=False):
+        asked.append((name, repo_type, local_files_only))
+        if local_files_only and len(asked) == 1:
+            raise LocalEntryNotFoundError("not in the cache")
+        return str(tmp_path / "copy")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    setting = tiny_setting(method="external", distilled="he-yang/a-set", ipc=2)
+    folder = sets.external_folder(setting)
+    assert sets.external_folder(setting) == folder
+    assert asked == [("he-yang/a-set", "dataset", True), ("he-yang/a-set", "dataset", False), asked[0]]
+    found, made = (sets.read_external(path, "digits", distilled.classes, 2, 16) for path in (folder, tmp_path / "made"))
+    assert torch.equal(found, made)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: 1 / 0)
+    with refused("distilled: ", "he-yang/a-set is not a folder, and cannot be downloaded from the hub; division"):
+        sets.external_folder(setting)
+
+
+def test_set_of_others_that_does_not_fit_is_refused(shared_set, tiny_setting, tmp_path, refused):
     _, distilled, _ = shared_set
     folder = external_set("imagefolder", distilled, tmp_path / "theirs")
     with refused("ipc: 3", "has 2 images of class '0'"):
-        external.read_external(folder, "digits", distilled.classes, 3, 16)
+        sets.read_external(folder, "digits", distilled.classes, 3, 16)
     with refused("has 10 classes", "own has 2"):
-        external.read_external(folder, "own", ["a", "b"], 2, 16)
+        sets.read_external(folder, "own", ["a", "b"], 2, 16)
     with refused("nowhere", "not a folder"):
-        external.read_external(tmp_path / "nowhere", "digits", distilled.classes, 2, 16)
+        sets.describe(tiny_setting(method="external", distilled="nowhere"), "data", "teacher")
     (tmp_path / "empty").mkdir()
     with refused("empty", "no images"):
-        external.read_external(tmp_path / "empty", "digits", distilled.classes, 2, 16)
+        sets.read_external(tmp_path / "empty", "digits", distilled.classes, 2, 16)
 
 
 def test_method_external_and_its_folder_need_each_other(tiny_setting, refused):

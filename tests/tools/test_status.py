@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from dwa_paper.runs import runner, sets, store, watch
+from dwa_paper.runs import checkpoint, runner, sets, store
+from dwa_paper.runs.checkpoint import Checkpoint
 from dwa_paper.tools import status
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -87,9 +88,9 @@ def test_command_lists_every_setting_of_the_profile_and_counts_them(own_root):
 @pytest.fixture
 def watched(tmp_path, monkeypatch):
     monkeypatch.setenv("DWA_TENSORBOARD", str(tmp_path / "runs"))
-    watch.board.cache_clear()
+    checkpoint.board.cache_clear()
     yield tmp_path / "runs"
-    watch.board.cache_clear()
+    checkpoint.board.cache_clear()
 
 
 def test_board_shows_losses_and_images_and_leaves_the_set_as_it_is(
@@ -104,11 +105,11 @@ def test_board_shows_losses_and_images_and_leaves_the_set_as_it_is(
     events.Reload()
     assert {event.step for event in events.Images("images")} == {0, 1}
     losses = [event.value for event in events.Scalars("ipc index 0/total")]
-    assert losses == pytest.approx([row[2] for row in seen.record["losses_first_batch"]], rel=1e-5)
-    assert len(events.Scalars("ipc index 1/cross-entropy")) == setting.synthesis.iterations
+    assert losses == pytest.approx(seen.record["losses_first_batch"]["total"], rel=1e-5)
+    assert len(events.Scalars("ipc index 1/cross_entropy")) == setting.synthesis.iterations
     monkeypatch.delenv("DWA_TENSORBOARD")
     monkeypatch.setenv("DWA_ROOT", str(tmp_path / "unwatched"))
-    watch.board.cache_clear()
+    checkpoint.board.cache_clear()
     unseen = sets.load_or_synthesize(setting, digits, tiny_teacher, compute)
     assert unseen.artifact == seen.artifact
     assert torch.equal(unseen.images_uint8, seen.images_uint8)
@@ -117,11 +118,11 @@ def test_board_shows_losses_and_images_and_leaves_the_set_as_it_is(
 def test_board_that_is_not_installed_is_one_line(watched, monkeypatch, refused):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with refused("DWA_TENSORBOARD", ".venv/bin/pip install -e '.[tensorboard]'"):
-        watch.epoch("x", {"epoch": 1, "loss": 0.5})
+        Checkpoint("x").epoch({"epoch": 1, "loss": 0.5})
 
 
 def test_nobody_watches_by_default(monkeypatch):
     monkeypatch.delenv("DWA_TENSORBOARD", raising=False)
-    watch.board.cache_clear()
+    checkpoint.board.cache_clear()
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    watch.epoch("x", {"epoch": 1, "loss": 0.5})
+    Checkpoint("x").epoch({"epoch": 1, "loss": 0.5})

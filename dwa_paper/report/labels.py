@@ -1,0 +1,119 @@
+"""What the images add: students of the same images under hard labels, fixed soft labels, and the teacher's own.
+
+DD-Ranking's scores (Li et al., "DD-Ranking: Rethinking the Evaluation of Dataset Distillation", arXiv 2505.13300) are
+made of the same accuracies:
+
+    hard label recovery     HLR = Acc(real, hard) - Acc(set, hard)
+    improvement over random IOR = Acc(set, as its method evaluates) - Acc(random real, likewise)
+    label-robust score      LRS = (e^a - e^-1) / (e - e^-1),  a = IOR / 2 - HLR / 2
+
+with accuracies as fractions, so that LRS lies in [0, 1]. Real images with hard labels are what our teacher was trained
+on, and the method's own evaluation is under the teacher's labels.
+"""
+
+import math
+
+import numpy as np
+import pandas as pd
+
+from dwa_paper.report import results, tables
+from dwa_paper.report.product import Run
+from dwa_paper.report.results import METHODS, RECIPES, format_number
+
+LABELS = {"hard": "hard labels", "fixed": "fixed soft labels", "teacher": "teacher's labels"}
+PLACE = ["data set", "ipc", "student"]
+DRAWS = 10_000
+
+
+def accuracies(runs: list[Run]) -> pd.DataFrame:
+    """`results.accuracies` with the columns "labels" and "images": the method, and what differs from its defaults."""
+    rows = results.accuracies(runs, ("relabel.labels",)).rename(columns={"relabel.labels": "labels"})
+    parts = zip(
+        rows["method"].map(METHODS), rows["recipe"].map(RECIPES | {"defaults": ""}), rows["variant"], strict=True
+    )
+    rows["images"] = [", ".join(filter(None, texts)) for texts in parts]
+    return rows
+
+
+def label_robust_score(recovery: float, improvement: float) -> float:
+    """LRS in [0, 1] from HLR and IOR, both as fractions."""
+    alpha = (improvement - recovery) / 2
+    return (math.exp(alpha) - math.exp(-1)) / (math.exp(1) - math.exp(-1))
+
+
+def scores(runs: list[Run]) -> pd.DataFrame:
+    """One row per data set and kind of images: mean, std (n - 1) and count by labels, HLR and IOR in points, LRS.
+
+    NaN where an accuracy that it is made of was not measured.
+    """
+    rows = accuracies(runs)
+    cells = rows.groupby([*PLACE, "method", "recipe", "images", "labels"])["accuracy"].agg(["mean", "std", "count"])
+    frame = cells.unstack("labels").reindex(columns=pd.MultiIndex.from_product([["mean", "std", "count"], LABELS]))
+    real = rows.groupby([*PLACE, "method", "recipe", "images"])["teacher"].mean()
+    found = pd.DataFrame(
+        {f"{labels} {name}": frame[name, labels] for labels in LABELS for name in ("mean", "std", "count")}
+    )
+    found["teacher"] = real
+    random = found.xs("random real", level="images")["teacher mean"].droplevel(["method", "recipe"])
+    found["HLR"] = found["teacher"] - found["hard mean"]
+    found["IOR"] = (
+        found["teacher mean"] - random.reindex(found.index.droplevel(["method", "recipe", "images"])).to_numpy()
+    )
+    found["LRS"] = [
+        label_robust_score(hlr / 100, ior / 100) for hlr, ior in zip(found["HLR"], found["IOR"], strict=True)
+    ]
+    order = {"method": list(METHODS), "recipe": list(RECIPES)}
+    return found.reset_index().sort_values(
+        [*PLACE, "method", "recipe"],
+        key=lambda column: column.map(order[column.name].index) if column.name in order else column,
+        ignore_index=True,
+    )
+
+
+def difference_interval(pairs: list[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float, float]:
+    """The mean over cells of the difference of two groups' mean accuracies, and its 95 % interval.
+
+    A bootstrap over students, stratified by cell and group: in each of 10,000 draws, a group is drawn again from its
+    own students (Agarwal et al., "Deep Reinforcement Learning at the Edge of the Statistical Precipice", NeurIPS 2021).
+
+    Args:
+        pairs: for each cell the accuracies of the one group and those of the other, at least two of each.
+    """
+    random = np.random.default_rng(0)
+    drawn = [random.choice(group, (DRAWS, len(group))).mean(axis=1) for pair in pairs for group in pair]
+    means = np.subtract(drawn[::2], drawn[1::2]).mean(axis=0)
+    observed = np.mean([first.mean() - second.mean() for first, second in pairs])
+    return float(observed), *np.percentile(means, [2.5, 97.5]).tolist()
+
+
+def interval_text(rows: pd.DataFrame, cell: list[str], method: str, baseline: str = "random-real") -> str:
+    """One line: `method` minus `baseline` over the cells of `rows` where both have two students or more; else empty."""
+    rows, pairs = rows[rows["accuracy"].notna()], []
+    for _, chosen in rows.groupby(cell):
+        pair = [chosen.loc[chosen["method"] == name, "accuracy"].to_numpy() for name in (method, baseline)]
+        if min(map(len, pair)) > 1:
+            pairs.append(pair)
+    if not pairs:
+        return ""
+    mean, low, high = difference_interval(pairs)
+    cells = "one cell" if len(pairs) == 1 else f"{len(pairs)} cells"
+    compared = f"{METHODS[method]} minus {METHODS[baseline]}, {cells}"
+    return f"{compared}: {mean:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f}."
+
+
+def label_blocks(runs: list[Run]) -> tuple[pd.DataFrame, list]:
+    """The numbers of the table, and what it shows: a table of texts, the intervals, the notes."""
+    frame = scores(runs)
+    shown = frame[[*PLACE, "images"]].copy()
+    for labels, title in LABELS.items():
+        shown[title] = [tables.mean_text(row, labels) for _, row in frame.iterrows()]
+    for score, form in {"HLR": ".1f", "IOR": "+.1f", "LRS": ".3f"}.items():
+        shown[score] = [format_number(value, form) for value in frame[score]]
+    rows = accuracies(runs)
+    rows = rows[rows["recipe"] != "best"]  # it changes the student's training too
+    lines = []
+    for labels, title in LABELS.items():
+        text = interval_text(rows[rows["labels"] == labels], [*PLACE, "recipe"], "dwa")
+        lines += [f"- {title}: {text}"] if text else []
+    intervals = "Stratified bootstrap over students, 10,000 draws:\n\n" + "\n".join(lines) if lines else ""
+    return frame, [shown, intervals, *results.notes(runs)]

@@ -1,0 +1,102 @@
+"""Numbers in prose: what README.md and docs/*.md quote from records, kept between markers.
+
+    DWA reaches <!-- lite/cifar10-convnet-128-dwa-ipc10 -->33.5 ± 0.3<!-- --> %.
+
+A marker is one of
+
+    PROFILE/SETTING             test accuracy in percent, mean ± standard deviation over its student seeds
+    mean PROFILE/SETTING        the mean alone
+    teacher PROFILE/SETTING     the accuracy of its teacher
+    paper DATASET ipcN STUDENT METHOD   the paper's number in published/published_results.csv
+    A minus B                   the difference of the means of two of these, in points, with its sign
+    A above B                   the same without a sign; A must be the larger
+    records PROFILE             how many records are there
+    interval PROFILE METHOD BASELINE RECIPE   labels.interval_text over the profile's Table 1
+
+`python -m dwa_paper docs` writes them again, and verify reports a page whose numbers differ.
+"""
+
+import re
+from pathlib import Path
+
+import pandas as pd
+
+from dwa_core.errors import InputError
+from dwa_paper.report import labels, product, results, tables
+
+MARKED = re.compile(r"<!-- (?P<marker>[a-z][^<>\n]*?) -->(?P<text>[^<]*)<!-- -->")
+REPOSITORY = Path(__file__).parents[2]
+
+
+def pages() -> list[Path]:
+    """The pages that may quote numbers."""
+    return [REPOSITORY / "README.md", *sorted(REPOSITORY.glob("docs/*.md"))]
+
+
+def quantity(text: str) -> pd.Series:
+    """mean, std and count of what a marker without an operator names.
+
+    Raises:
+        InputError: there is no record of it, or no such number.
+    """
+    first, _, rest = text.partition(" ")
+    if first == "paper":
+        dataset, ipc, student, method = rest.split()
+        paper = results.reported_numbers().rename(columns={"top1_mean": "mean", "top1_std": "std"})
+        key = {"data set": dataset, "ipc": int(ipc.removeprefix("ipc")), "student": student, "method": method}
+        found = paper[(paper[list(key)] == pd.Series(key)).all(axis=1)].assign(count=3)
+        if found.empty:
+            raise InputError(f"marker {text!r}: the paper's number is not in {results.PUBLISHED.name}")
+        return found.iloc[0]
+    profile, name = (rest if first in ("teacher", "mean") else text).split("/")
+    runs = [run for run in product.runs_of(profile) if run.setting["name"] == name]
+    column = "teacher" if first == "teacher" else "accuracy"
+    values = results.accuracies(runs)[column].dropna()
+    if values.empty:
+        raise InputError(f"marker {text!r}: there is no record of results/{profile}/{name}")
+    return values.agg(["mean", "std", "count"])
+
+
+def value(marker: str) -> str:
+    """The text of a marker, made from the records."""
+    kind, _, rest = marker.partition(" ")
+    if kind == "records":
+        return str(sum(run.record is not None for run in product.runs_of(rest)))
+    if kind == "interval":
+        profile, method, baseline, recipe = rest.split()
+        rows = results.accuracies(product.runs_of(profile, "table-1"))
+        return labels.interval_text(rows[rows["recipe"] == recipe], labels.CELL, method, baseline)
+    for operator, form in {" minus ": "+.1f", " above ": ".1f"}.items():
+        if operator in marker:
+            first, second = map(quantity, marker.split(operator))
+            difference = first["mean"] - second["mean"]
+            if form == ".1f" and difference < 0:
+                raise InputError(f"marker {marker!r}: the first is smaller than the second, by {-difference:.1f}")
+            return format(difference, form)
+    found = quantity(marker)
+    return f"{found['mean']:.1f}" if kind in ("teacher", "mean") else tables.mean_text(found)
+
+
+def render(text: str) -> str:
+    """`text` with what is between its markers made again."""
+    return MARKED.sub(lambda found: f"<!-- {found['marker']} -->{value(found['marker'])}<!-- -->", text)
+
+
+def write() -> None:
+    """Writes the numbers of every page again, and prints which pages changed."""
+    for path in pages():
+        before = path.read_text()
+        if (after := render(before)) != before:
+            path.write_text(after)
+            print(f"changed: {path.relative_to(REPOSITORY)}")
+
+
+def find_differences() -> list[str]:
+    """One line for each number of the pages that is not what the records give."""
+    lines = []
+    for path in pages():
+        for found in MARKED.finditer(path.read_text()):
+            if (expected := value(found["marker"])) != found["text"]:
+                place = f"{path.relative_to(REPOSITORY)}: {found['marker']}"
+                lines.append(f"{place} is given as {found['text']!r}; the records give {expected!r}")
+    return lines

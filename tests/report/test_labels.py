@@ -1,0 +1,88 @@
+"""Accuracies by kind of labels, DD-Ranking's scores, and intervals, from numbers that can be worked out by hand."""
+
+import math
+
+import numpy as np
+import pytest
+
+from dwa_paper.report import labels
+from dwa_paper.report.product import runs_of
+
+SEEN = ("table-labels",)
+
+
+@pytest.fixture
+def table(add):
+    """Two students of random real images and of DWA's under each kind of labels; the teacher has 95 %."""
+    for method, hard, fixed, teacher in (("random-real", 40, 50, 60), ("dwa", 30, 45, 55)):
+        for kind, accuracy in {"hard": hard, "fixed": fixed, "teacher": teacher}.items():
+            add(
+                f"{method}-{kind}",
+                accuracy - 1.0,
+                accuracy + 1.0,
+                shown_in=SEEN,
+                method=method,
+                relabel={"labels": kind},
+            )
+    add("sre2l", 20.0, shown_in=SEEN, method="sre2l")
+    return runs_of("trial", "table-labels")
+
+
+def test_scores_are_those_of_ddranking_from_means(table):
+    frame = labels.scores(table).set_index("images")
+    assert list(frame.index) == ["random real", "SRe2L", "DWA"]
+    assert frame.loc["DWA", ["hard mean", "fixed mean", "teacher mean"]].tolist() == [30, 45, 55]
+    assert frame.loc["DWA", ["HLR", "IOR"]].tolist() == [65, -5]
+    assert frame.loc["DWA", "LRS"] == pytest.approx((math.exp(-0.35) - math.exp(-1)) / (math.e - math.exp(-1)))
+    assert frame.loc["random real", "IOR"] == 0
+    assert frame.loc["SRe2L", "IOR"] == -40
+    assert math.isnan(frame.loc["SRe2L", "HLR"])
+
+
+def test_score_is_0_at_the_worst_and_1_at_the_best():
+    assert labels.label_robust_score(recovery=1.0, improvement=-1.0) == 0
+    assert labels.label_robust_score(recovery=-1.0, improvement=1.0) == 1
+
+
+def test_scores_are_those_of_the_package_where_it_gets_fractions(monkeypatch, tmp_path):
+    """Version 0.2.0 puts percentages into a formula for fractions; here its own code computes with fractions."""
+    package = pytest.importorskip("ddranking.metrics.soft_label", reason="DD-Ranking is not installed")
+    scorer = object.__new__(package.LabelRobustScoreSoft)
+    for name, setting in {"soft_label_mode": "M", "ipc": 1, "num_classes": 10, "num_eval": 1, "rank": 0}.items():
+        setattr(scorer, name, setting)
+    scorer.eval_full_data, scorer.use_dist, scorer.save_path = True, False, None
+    hard, soft = {"syn": 0.30, "real": 0.95}, iter([0.55, 0.60])
+    scorer._compute_hard_label_metrics_helper = lambda mode, **_: (hard[mode], 0.1)
+    scorer._compute_soft_label_metrics_helper = lambda **_: (next(soft), 0.1)
+    scorer._get_random_data_helper = lambda eval_iter: (None, None, None)
+    monkeypatch.setattr(package, "save_results", lambda *_: None)
+    found = scorer.compute_metrics(image_path=str(tmp_path))
+    assert found["hard_label_recovery_mean"] == pytest.approx(0.65)
+    assert found["improvement_over_random_mean"] == pytest.approx(-0.05)
+    assert labels.label_robust_score(0.65, -0.05) == pytest.approx(found["label_robust_score_mean"])
+
+
+def test_interval_of_students_without_spread_is_a_point():
+    pairs = [(np.array([3.0, 3.0]), np.array([1.0, 1.0])), (np.array([8.0, 8.0]), np.array([4.0, 4.0]))]
+    assert labels.difference_interval(pairs) == (3.0, 3.0, 3.0)
+
+
+def test_interval_holds_the_true_difference_as_often_as_it_says():
+    """With twenty students per group; with three, the bootstrap knows too little of the spread, and is too narrow."""
+    random, held = np.random.default_rng(1), 0
+    for _ in range(100):
+        pairs = [(random.normal(5, 1, 20), random.normal(3, 2, 20)) for _ in range(3)]
+        _, low, high = labels.difference_interval(pairs)
+        held += low < 2 < high
+    assert 88 <= held <= 100
+
+
+def test_table_shows_texts_intervals_and_leaves_out_what_was_not_run(table):
+    frame, (shown, intervals, *notes) = labels.label_blocks(table)
+    assert len(frame) == len(shown) == 3
+    row = shown.set_index("images").loc["DWA"]
+    assert row["hard labels"] == "30.0 ± 1.4 (2 seeds)"
+    assert (row["HLR"], row["IOR"], row["LRS"]) == ("65.0", "-5.0", "0.143")
+    assert shown.set_index("images").loc["SRe2L", "hard labels"] == ""
+    assert "hard labels: DWA minus random real, one cell: -10.0 points, 95 % interval -12.0 to -8.0." in intervals
+    assert notes
