@@ -44,30 +44,25 @@ def label_robust_score(recovery: float, improvement: float) -> float:
 def scores(runs: list[Run]) -> pd.DataFrame:
     """One row per data set and kind of images: mean, std (n - 1) and count by labels, HLR and IOR in points, LRS.
 
-    NaN where an accuracy that it is made of was not measured.
+    Random real images that are compared with follow the same recipe. NaN where an accuracy was not measured.
     """
-    rows = accuracies(runs)
-    cells = rows.groupby([*PLACE, "method", "recipe", "images", "labels"])["accuracy"].agg(["mean", "std", "count"])
-    frame = cells.unstack("labels").reindex(columns=pd.MultiIndex.from_product([["mean", "std", "count"], LABELS]))
-    real = rows.groupby([*PLACE, "method", "recipe", "images"])["teacher"].mean()
-    found = pd.DataFrame(
-        {f"{labels} {name}": frame[name, labels] for labels in LABELS for name in ("mean", "std", "count")}
-    )
-    found["teacher"] = real
-    random = found.xs("random real", level="images")["teacher mean"].droplevel(["method", "recipe"])
-    found["HLR"] = found["teacher"] - found["hard mean"]
-    found["IOR"] = (
-        found["teacher mean"] - random.reindex(found.index.droplevel(["method", "recipe", "images"])).to_numpy()
-    )
-    found["LRS"] = [
-        label_robust_score(hlr / 100, ior / 100) for hlr, ior in zip(found["HLR"], found["IOR"], strict=True)
-    ]
-    order = {"method": list(METHODS), "recipe": list(RECIPES)}
-    return found.reset_index().sort_values(
-        [*PLACE, "method", "recipe"],
-        key=lambda column: column.map(order[column.name].index) if column.name in order else column,
-        ignore_index=True,
-    )
+    rows, found = accuracies(runs), []
+    means = rows.groupby([*PLACE, "images", "labels"])["accuracy"].mean()
+    for (*place, images), group in rows.groupby([*PLACE, "images"]):
+        row = dict(zip([*PLACE, "images"], [*place, images], strict=True))
+        for labels in LABELS:
+            tops = group.loc[group["labels"] == labels, "accuracy"]
+            row |= {f"{labels} mean": tops.mean(), f"{labels} std": tops.std(), f"{labels} count": tops.count()}
+        method = group["method"].iloc[0]
+        random_real = images.replace(METHODS[method], METHODS["random-real"], 1)
+        row["teacher"] = group["teacher"].mean()
+        row["HLR"] = row["teacher"] - row["hard mean"]
+        baseline = means.get((*place, random_real, "teacher"), math.nan)
+        row["IOR"] = row["teacher mean"] - baseline if images != random_real else 0.0
+        row["LRS"] = label_robust_score(row["HLR"] / 100, row["IOR"] / 100)
+        found.append(row | {"order": list(METHODS).index(method)})
+    frame = pd.DataFrame(found)
+    return frame.sort_values([*PLACE, "order", "images"], ignore_index=True).drop(columns="order") if found else frame
 
 
 def difference_interval(pairs: list[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float, float]:
@@ -104,6 +99,8 @@ def interval_text(rows: pd.DataFrame, cell: list[str], method: str, baseline: st
 def label_blocks(runs: list[Run]) -> tuple[pd.DataFrame, list]:
     """The numbers of the table, and what it shows: a table of texts, the intervals, the notes."""
     frame = scores(runs)
+    if frame.empty:
+        return frame, [tables.NOTHING]
     shown = frame[[*PLACE, "images"]].copy()
     for labels, title in LABELS.items():
         shown[title] = [tables.mean_text(row, labels) for _, row in frame.iterrows()]
@@ -116,4 +113,4 @@ def label_blocks(runs: list[Run]) -> tuple[pd.DataFrame, list]:
         text = interval_text(rows[rows["labels"] == labels], [*PLACE, "recipe"], "dwa")
         lines += [f"- {title}: {text}"] if text else []
     intervals = "Stratified bootstrap over students, 10,000 draws:\n\n" + "\n".join(lines) if lines else ""
-    return frame, [shown, intervals, *results.notes(runs)]
+    return frame, [shown, intervals, tables.note_list(results.notes(runs))]

@@ -78,7 +78,7 @@ def test_interval_holds_the_true_difference_as_often_as_it_says():
 
 
 def test_table_shows_texts_intervals_and_leaves_out_what_was_not_run(table):
-    frame, (shown, intervals, *notes) = labels.label_blocks(table)
+    frame, (shown, intervals, notes) = labels.label_blocks(table)
     assert len(frame) == len(shown) == 3
     row = shown.set_index("images").loc["DWA"]
     assert row["hard labels"] == "30.0 ± 1.4 (2 seeds)"
