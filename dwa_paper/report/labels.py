@@ -55,10 +55,10 @@ def scores(runs: list[Run]) -> pd.DataFrame:
             row |= {f"{labels} mean": tops.mean(), f"{labels} std": tops.std(), f"{labels} count": tops.count()}
         method = group["method"].iloc[0]
         random_real = images.replace(METHODS[method], METHODS["random-real"], 1)
-        row["teacher"] = group["teacher"].mean()
+        row |= {"teacher": group["teacher"].mean(), "records": results.join_records(group["record"])}
         row["HLR"] = row["teacher"] - row["hard mean"]
         baseline = means.get((*place, random_real, "teacher"), math.nan)
-        row["IOR"] = row["teacher mean"] - baseline if images != random_real else 0.0
+        row["IOR"] = round(row["teacher mean"] - baseline, 6) + 0.0  # no -0.0
         row["LRS"] = label_robust_score(row["HLR"] / 100, row["IOR"] / 100)
         found.append(row | {"order": list(METHODS).index(method)})
     frame = pd.DataFrame(found)

@@ -65,7 +65,8 @@ def value(marker: str) -> str:
     if kind == "interval":
         profile, method, baseline, recipe = rest.split()
         rows = results.accuracies(product.runs_of(profile, "table-1"))
-        return labels.interval_text(rows[rows["recipe"] == recipe], labels.CELL, method, baseline)
+        cell = [name for name in results.CELL if name != "method"]
+        return labels.interval_text(rows[rows["recipe"] == recipe], cell, method, baseline)
     for operator, form in {" minus ": "+.1f", " above ": ".1f"}.items():
         if operator in marker:
             first, second = map(quantity, marker.split(operator))

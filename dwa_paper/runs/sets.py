@@ -1,17 +1,14 @@
 """Distilled sets as artifacts: what determines them and so names them, made, written and read."""
 
-import contextlib
 import io
 import re
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import datasets
 import huggingface_hub
 import numpy as np
 import torch
-from huggingface_hub.errors import LocalEntryNotFoundError
 from PIL import Image
 
 from dwa_core import initialise
@@ -73,27 +70,27 @@ def describe(setting: Setting, data_fingerprint: str, teacher_artifact: str) -> 
     return f"{setting.dataset}-{setting.method}-ipc{setting.ipc}-{store.digest(described)}", described
 
 
-def external_folder(setting: Setting) -> Path:
-    """The folder of a set of the method "external", or the local copy of one on the hub, downloaded once.
+def external_folder(setting: Setting, download: bool = False) -> Path:
+    """The folder of a set of the method "external", or the local copy of one on the hub.
+
+    Args:
+        download: makes that copy if there is none; whoever only asks for names needs no network.
 
     Raises:
-        InputError: `setting.distilled` is no folder, and cannot be downloaded.
+        InputError: `setting.distilled` is no folder, and there is no copy of it.
     """
     folder = root() / setting.distilled
     if folder.is_dir():
         return folder
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", setting.distilled):
         raise InputError(f"distilled: {folder} is not a folder")
-    download = partial(huggingface_hub.snapshot_download, setting.distilled, repo_type="dataset")
     try:
-        with contextlib.suppress(LocalEntryNotFoundError):
-            return Path(download(local_files_only=True))
-        return Path(download())
+        return Path(
+            huggingface_hub.snapshot_download(setting.distilled, repo_type="dataset", local_files_only=not download)
+        )
     except Exception as error:  # the hub's client raises many kinds: connection, gated, missing
         reason = sources.summarise(error)
-        raise InputError(
-            f"distilled: {folder} is not a folder, and cannot be downloaded from the hub; {reason}"
-        ) from None
+        raise InputError(f"distilled: {folder} is not a folder, and there is no copy from the hub; {reason}") from None
 
 
 def load_or_synthesize(setting: Setting, data: ImageData, teacher: Teacher, compute: Compute) -> DistilledSet:
@@ -103,6 +100,8 @@ def load_or_synthesize(setting: Setting, data: ImageData, teacher: Teacher, comp
     those nearest to the mean of their class in the teacher's features (see initialise.draw_herded);
     "external" takes those of the folder `setting.distilled`.
     """
+    if setting.method == "external":
+        external_folder(setting, download=True)
     name, described = describe(setting, data.fingerprint, teacher.artifact)
     stage, classes = setting.synthesis, len(data.classes)
 

@@ -41,6 +41,10 @@ def page(tmp_path, monkeypatch):
         (f"{SETTING} minus paper cifar10 ipc10 convnet-128 dwa", "-11.5"),
         (f"paper cifar10 ipc10 convnet-128 dwa above {SETTING}", "11.5"),
         ("records search", "43"),
+        (
+            "interval lite dwa random-real authors",
+            "DWA minus random real, 6 cells: -8.5 points, 95 % interval -9.0 to -8.0.",
+        ),
     ],
 )
 def test_marker_quotes_the_records(marker, expected, page):

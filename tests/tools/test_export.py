@@ -349,24 +349,20 @@ def test_set_of_others_is_read_from_the_hub_by_its_id(shared_set, tiny_setting, 
     for number in range(2):
         shard = table.rename_column("label", "class_id").cast(theirs).shard(2, number)
         shard.to_parquet(tmp_path / "copy" / "data" / f"train-{number:05d}-of-00002-0123456789abcdef.parquet")
-    asked = []
 
-    def download(name, repo_type, local_files_only=False):
-        asked.append((name, repo_type, local_files_only))
-        if local_files_only and len(asked) == 1:
-            raise LocalEntryNotFoundError("not in the cache")
+    def download(name, repo_type, local_files_only):
+        assert (name, repo_type) == ("he-yang/a-set", "dataset")
+        if local_files_only:
+            raise LocalEntryNotFoundError("it is not in the cache")
         return str(tmp_path / "copy")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     setting = tiny_setting(method="external", distilled="he-yang/a-set", ipc=2)
-    folder = sets.external_folder(setting)
-    assert sets.external_folder(setting) == folder
-    assert asked == [("he-yang/a-set", "dataset", True), ("he-yang/a-set", "dataset", False), asked[0]]
+    with refused("distilled: ", "a-set is not a folder, and there is no copy from the hub; it is not in the cache"):
+        sets.describe(setting, "data", "teacher")
+    folder = sets.external_folder(setting, download=True)
     found, made = (sets.read_external(path, "digits", distilled.classes, 2, 16) for path in (folder, tmp_path / "made"))
     assert torch.equal(found, made)
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: 1 / 0)
-    with refused("distilled: ", "he-yang/a-set is not a folder, and cannot be downloaded from the hub; division"):
-        sets.external_folder(setting)
 
 
 def test_set_of_others_that_does_not_fit_is_refused(shared_set, tiny_setting, tmp_path, refused):
