@@ -8,7 +8,10 @@ Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
+Weight = Annotated[float, Field(ge=0, le=1e6)]  # of a loss's term; far above, its square is infinite in fp32
+# What pixels in [0, 1] have. Other numbers are those of pixels to 255, and make NaN of networks.
+Mean = Annotated[float, Field(ge=0, le=1)]
+Deviation = Annotated[float, Field(ge=1e-3, le=1)]
 
 
 class Strict(BaseModel):
@@ -19,10 +22,10 @@ class Images(Strict):
     """Side in pixels, and the normalisation (x - mean) / std of RGB values in [0, 1]."""
 
     side: Annotated[int, Field(ge=8)]
-    mean: Annotated[list[Finite], Field(min_length=3, max_length=3)]
-    std: Annotated[list[Positive], Field(min_length=3, max_length=3)]
+    mean: Annotated[list[Mean], Field(min_length=3, max_length=3)]
+    std: Annotated[list[Deviation], Field(min_length=3, max_length=3)]
     # The authors' CIFAR-10 teacher is trained with one std, its images made and relabelled with another.
-    std_after_teacher: Annotated[list[Positive], Field(min_length=3, max_length=3)] | None = None
+    std_after_teacher: Annotated[list[Deviation], Field(min_length=3, max_length=3)] | None = None
 
     @property
     def distilled_std(self) -> list[float]:
@@ -38,7 +41,7 @@ class Training(Strict):
     optimizer: Literal["sgd", "adamw"]
     learning_rate: Positive
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9  # of sgd
-    weight_decay: NotNegative
+    weight_decay: Annotated[float, Field(ge=0, le=1)]
     decay_matrices_only: bool = False  # no weight decay on biases and BatchNorm
     warmup_epochs: Annotated[int, Field(ge=0)] = 0  # linear, from 1 % of the learning rate
     schedule: Literal["cosine", "constant"] = "cosine"  # of the learning rate, after the warm-up
@@ -81,8 +84,8 @@ class SynthesisStage(Strict):
     iterations: Count
     learning_rate: Positive
     classes_per_batch: Count
-    r_bn: NotNegative = 0.01
-    r_var: NotNegative
+    r_bn: Weight = 0.01
+    r_var: Weight
     resized_crop: bool = False  # RandomResizedCrop and a random flip before the roll
     roll: Annotated[list[int], Field(min_length=2, max_length=2)] = [0, 4]  # pixels, both ends included
     seed: Seed = 0
@@ -92,16 +95,21 @@ class SynthesisStage(Strict):
     weight_gradients_of_image_updates: Literal["cleared", "added"] = "cleared"
     storage: Literal["png", "jpeg"] = "png"
 
+    def sums_weight_gradients(self) -> bool:
+        """Whether the image updates of a class batch sum up weight gradients, for an adjustment that adds them."""
+        return self.adjustment == "directed" and self.weight_gradients_of_image_updates == "added"
+
 
 class RelabelStage(Training):
     """The student's training on distilled images labelled by the teacher, and which of its tests is reported."""
 
     mixing: Literal["mixup", "cutmix"]
-    mixing_alpha: Positive  # both parameters of the Beta distribution
+    mixing_alpha: Annotated[float, Field(ge=1e-3, le=1e6)]  # both parameters of the Beta distribution
     # teacher: the teacher labels each batch as it was cropped and mixed, as the paper does. fixed: it labels each image
     # once, as it is. hard: the image's class. The last two are mixed as the images are.
     labels: Literal["teacher", "fixed", "hard"] = "teacher"
-    temperature: Positive  # of the teacher's and the student's soft labels; hard labels have none
+    # Of the teacher's and the student's soft labels; hard labels have none.
+    temperature: Annotated[float, Field(ge=1e-2, le=1e4)]
     loss_times_temperature_squared: bool = False
     teacher_batch_statistics: bool = False
     reported: Literal["last", "best"] = "last"

@@ -62,7 +62,7 @@ class ImageOptimisation:
         self.network = devices.cast_weights(network, compute.precision)
         self.terms_of = BatchNormTerms(match_statistics(network), stage.r_var)
         # Summed over all iterations for the next class batch, where the authors' code adds them to its adjustment.
-        self.weights = list(network.parameters()) if stage.weight_gradients_of_image_updates == "added" else []
+        self.weights = list(network.parameters()) if stage.sums_weight_gradients() else []
         self.weight_gradients = [torch.zeros_like(w.requires_grad_(True), dtype=images.dtype) for w in self.weights]
         given = batch.reference_terms
         self.reference_terms = self.terms_of.reference_terms() if given is None else given
@@ -182,7 +182,7 @@ def synthesize(
     done, losses_of_first, saved = torch.empty(0, side, side, 3, dtype=torch.uint8), {}, {}
     # In the authors' code on ImageNet-1K, each class batch needs the weight gradients that the one before it sums up to
     # its last iteration. So they run one by one, and a stopped run restarts its ipc index.
-    in_chain = stage.weight_gradients_of_image_updates == "added"
+    in_chain = stage.sums_weight_gradients()
     at_once = max(1, GPU_IMAGES // per_batch) if device.type == "cuda" and not in_chain else 1
     if (found := progress.load(device)) is not None:
         saved, state = found
