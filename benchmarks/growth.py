@@ -45,6 +45,12 @@ def grow(ipc: int, classes: int, side: int) -> dict:
     return {"seconds per image": seconds / (ipc * classes), "images": ipc * classes, **peak_memory(compute.device)}
 
 
+def ticks(values: pd.Series) -> list[float]:
+    """1, 2, 5, 10, 20 and so on, from one below all values to one above them."""
+    steps = [digit * 10.0**power for power in range(-3, 7) for digit in (1, 2, 5)]
+    return [step for step in steps if values.min() / 2.5 < step < values.max() * 2.5]
+
+
 def draw(rows: pd.DataFrame, stem: str) -> None:
     """Time per image and peak memory of each series, as figures/bench/<stem>.svg and .png."""
     use_style()
@@ -53,9 +59,10 @@ def draw(rows: pd.DataFrame, stem: str) -> None:
     for column, (series, points) in zip(axes.T, rows.groupby("series", sort=False), strict=True):
         for axis, shown in zip(column, ("ms per image", "peak memory, MB"), strict=True):
             axis.plot(points[series], points[shown], "o-", color="black")
-            axis.set(xscale="log", xlabel="side, px" if series == "side" else series, ylabel=shown)
-            axis.set_ylim(0, 1.15 * points[shown].max())
+            axis.set(xscale="log", yscale="log", xlabel="side, px" if series == "side" else series, ylabel=shown)
             axis.set_xticks(points[series], points[series].astype(str))
+            axis.set_yticks(rounded := ticks(rows[shown]), [f"{value:,g}" for value in rounded])
+            axis.set_ylim(rounded[0], rounded[-1])
             axis.minorticks_off()
     caption = (
         f"Synthesis with {NETWORK}, {SMALL['iterations']} iterations and one step of weight adjustment per batch of 10 "

@@ -1,17 +1,18 @@
 """Batches of real or distilled images: from bytes in memory, augmented on the device, or from files through workers."""
 
+import functools
+import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.utils.data import DataLoader
-from torchvision.transforms import v2
 
 from dwa_core import augment, seeds
-from dwa_core.errors import InputError
+from dwa_core.errors import InputError, shown
 from dwa_core.recipe import Training
 
 if TYPE_CHECKING:  # a run whose images are in memory need not wait for it
@@ -19,6 +20,10 @@ if TYPE_CHECKING:  # a run whose images are in memory need not wait for it
 
 TEST_BATCH = 1000
 STREAMED_TEST_BATCH = 256
+# What is decoded. Pillow knows many more, and starts Ghostscript for an EPS file of whatever name.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+# What is decoded. Pillow knows many more, and starts Ghostscript for an EPS file of whatever name.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 
 
 class Resident:
@@ -72,10 +77,15 @@ class Streamed:
     """Images left in their files, decoded, cropped and batched by DataLoader workers; batches come on the device.
 
     Each image's crop and flip depend on the epoch's key and on the image, not on the worker that draws them.
+
+    Args:
+        dataset: rows of a label and an image as `read_image` takes it.
+        rows: the number of each row in its part, for messages; None: they are all there.
     """
 
-    def __init__(self, dataset: "datasets.Dataset", side: int, device: torch.device):
+    def __init__(self, dataset: "datasets.Dataset", side: int, device: torch.device, rows: np.ndarray | None = None):
         self.dataset, self.side, self.device = dataset, side, device
+        self.rows = np.arange(len(dataset)) if rows is None else rows
         self.labels = torch.tensor(dataset["label"][:])
         self.workers = min(16, os.cpu_count() or 1)
         self.share = (0, 1)  # of each training batch: this process's number, and how many share it
@@ -92,31 +102,28 @@ class Streamed:
         chosen = []
         for index in indices.tolist():
             try:
-                chosen.append(np.asarray(squared(self.dataset[index]["image"], self.side)))
-            except (OSError, SyntaxError, ValueError) as error:
-                raise InputError(f"dataset: training image number {index} cannot be read; {error}") from None
+                image = read_image(self.dataset[index]["image"], self.rows[index])
+            except ValueError as error:
+                raise InputError(f"dataset: training {error}") from None
+            chosen.append(np.asarray(squared(image, self.side)))
         return torch.from_numpy(np.stack(chosen)).to(self.device)
 
     def relabelled(self, labels: torch.Tensor) -> "Streamed":
         """As Resident.relabelled; the files stay as they are."""
         dataset = self.dataset.remove_columns("label").add_column("label", labels.numpy())
-        return Streamed(dataset.select((labels >= 0).nonzero()[:, 0].numpy()), self.side, self.device)
+        kept = (labels >= 0).nonzero()[:, 0].numpy()
+        return Streamed(dataset.select(kept), self.side, self.device, self.rows[kept])
 
     def train_batches(self, stage: Training, mean, std, *key: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """As Resident.train_batches, with a crop resized as PIL does."""
-        if stage.crop == "padded":
-            crop = [v2.Resize((self.side, self.side)), v2.RandomCrop(self.side, padding=stage.crop_padding)]
-        else:
-            crop = [v2.RandomResizedCrop(self.side, augment.CROP_SCALE, augment.CROP_RATIO)]
-        return self.batches([*crop, v2.RandomHorizontalFlip()], mean, std, stage.batch_size, key)
+        return self.batches(stage, mean, std, stage.batch_size, key)
 
     def test_batches(self, mean, std) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Every image once: resized so that the short side is 256/224 of the side, then cropped at the centre."""
-        crop = [v2.Resize(round(self.side * 256 / 224)), v2.CenterCrop(self.side)]
-        return self.batches(crop, mean, std, STREAMED_TEST_BATCH, None)
+        return self.batches(None, mean, std, STREAMED_TEST_BATCH, None)
 
-    def batches(self, crop: list, mean, std, batch_size: int, key: tuple[int, ...] | None):
-        """Normalised batches (B, 3, side, side), each image through `crop`; shuffled if there is a `key`."""
+    def batches(self, stage: Training | None, mean, std, batch_size: int, key: tuple[int, ...] | None):
+        """Normalised batches (B, 3, side, side), as `list_crops` has them; shuffled if there is a `key`."""
         order = torch.arange(len(self))
         if key is not None:
             order = torch.randperm(len(self), generator=seeds.device_random(torch.device("cpu"), *key))
@@ -125,7 +132,7 @@ class Streamed:
             rank, processes = self.share
             chosen = [batch[rank::processes] for batch in chosen if not too_small(batch, len(self), processes)]
         loader = DataLoader(
-            Cropped(self.dataset, v2.Compose([as_rgb, *crop, v2.PILToTensor()]), key),
+            Cropped(self.dataset, [as_rgb, *list_crops(stage, self.side)], key, self.rows),
             batch_sampler=[batch.tolist() for batch in chosen],
             num_workers=self.workers,
             generator=torch.Generator(),  # else it draws from the global one
@@ -141,29 +148,69 @@ def too_small(batch: torch.Tensor, images: int, processes: int) -> bool:
     return len(batch) < 2 * processes and images > 1
 
 
+def list_crops(stage: Training | None, side: int) -> list:
+    """What turns an RGB image into bytes (3, side, side) in training, or in testing, where there is no `stage`."""
+    from torchvision.transforms import v2  # here because it takes seconds, and images in memory do without
+
+    if stage is None:
+        crop = [v2.Resize(round(side * 256 / 224)), v2.CenterCrop(side)]
+    elif stage.crop == "padded":
+        crop = [v2.Resize((side, side)), v2.RandomCrop(side, padding=stage.crop_padding), v2.RandomHorizontalFlip()]
+    else:
+        crop = [v2.RandomResizedCrop(side, augment.CROP_SCALE, augment.CROP_RATIO), v2.RandomHorizontalFlip()]
+    return [*crop, v2.PILToTensor()]
+
+
 class Cropped(torch.utils.data.Dataset):
     """What a worker makes of an image: bytes (3, side, side) and the label, drawn by `key` and the image's number."""
 
-    def __init__(self, dataset: "datasets.Dataset", transform, key: tuple[int, ...] | None):
-        self.dataset, self.transform, self.key = dataset, transform, key
+    def __init__(
+        self, dataset: "datasets.Dataset", steps: list[Callable], key: tuple[int, ...] | None, rows: np.ndarray
+    ):
+        self.dataset, self.steps, self.key, self.rows = dataset, steps, key, rows
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         row = self.dataset[index]
+        image = read_image(row["image"], self.rows[index])
         with torch.random.fork_rng(devices=[]):  # torchvision's transforms draw from the global generator
             torch.manual_seed(seeds.key_to_seed(*(self.key or ()), index))
-            return self.transform(row["image"]), row["label"]
+            return functools.reduce(lambda image, step: step(image), self.steps, image), row["label"]
 
 
 def readable(loader: DataLoader) -> Iterator[list[torch.Tensor]]:
     """The batches of `loader`, with a worker's traceback over an image that cannot be read put into one line."""
     try:
         yield from loader
-    except (OSError, SyntaxError, ValueError) as error:  # what PIL raises
+    except ValueError as error:  # of `read_image`
         last = str(error).strip().splitlines()[-1]
-        raise InputError(f"dataset: an image cannot be read; {last}") from None
+        raise InputError(f"dataset: {last.removeprefix('ValueError: ')}") from None
+
+
+def read_image(item: dict, row: int) -> Image.Image:
+    """The first frame of an image of one of FORMATS, turned as its EXIF data say.
+
+    Args:
+        item: what a row of `datasets` holds undecoded: "bytes" of the file, or None and the "path" of a file.
+        row: its number, counted from 0, for the message.
+
+    Raises:
+        ValueError: it cannot be read; the message begins with "image", and names its file, or its row.
+    """
+    content, path = item["bytes"], item["path"]
+    try:
+        with Image.open(path if content is None else io.BytesIO(content), formats=FORMATS) as image:
+            image.load()
+            turned = image.getexif().get(Image.ExifTags.Base.Orientation) is not None
+            return ImageOps.exif_transpose(image) if turned else image
+    except Exception as error:  # Pillow raises OSError, ValueError, SyntaxError, its own, and what a damaged file hits
+        where = path if content is None else f"number {row}" + (f" ({shown(path)})" if path else "")
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, UnidentifiedImageError):
+            reason = f"it is damaged, or none of {', '.join(FORMATS)}"
+        raise ValueError(f"image {where} cannot be read; {reason}") from None
 
 
 def as_rgb(image: Image.Image) -> Image.Image:

@@ -21,10 +21,19 @@ def check_training(label: str, stage: Training, epoch: int, losses: torch.Tensor
     bad = (~losses.isfinite()).nonzero()
     if len(bad):
         batch = int(bad[0])
+        advice = f"try a learning_rate below {stage.learning_rate:g}"
+        if epoch == batch == 0:
+            advice = "nothing was learned yet, so look at what it learns from: images.mean and std, labels, a teacher"
         raise DivergedError(
-            f"{label}: the loss is {losses[batch].item()} in epoch {epoch + 1}, batch {batch + 1}; "
-            f"try a learning_rate below {stage.learning_rate:g}"
+            f"{label}: the loss is {losses[batch].item()} in epoch {epoch + 1}, batch {batch + 1}; {advice}"
         )
+
+
+def check_weights(label: str, weights: dict[str, torch.Tensor], advice: str) -> None:
+    """Raises DivergedError, with `advice`, if one of `weights` is not finite."""
+    for name, tensor in weights.items():
+        if not tensor.isfinite().all():
+            raise DivergedError(f"{label}: {name} has numbers that are not finite; {advice}")
 
 
 def check_synthesis(
@@ -51,10 +60,12 @@ def check_synthesis(
     if not finite.all():
         row, column = (~finite).nonzero()[0].tolist()
         name = list(losses)[column].replace("_", " ")
-        raise DivergedError(
-            f"synthesis: the {name} is {values[row, column].item()} in iteration {row + 1}; "
-            f"try a synthesis.learning_rate below {stage.learning_rate:g} or a rho below {stage.rho:g}"
-        )
+        advice = f"try a synthesis.learning_rate below {stage.learning_rate:g} or a rho below {stage.rho:g}"
+        if not reference.isfinite().all():
+            advice = "the teacher gives no finite numbers for the initial images either: look at its weights, and r_var"
+        elif row == 0 and stage.adjustment != "none":  # no image was changed yet
+            advice = f"try a synthesis.rho below {stage.rho:g}"
+        raise DivergedError(f"synthesis: the {name} is {values[row, column].item()} in iteration {row + 1}; {advice}")
     if not (ratios < EXPLODING).all():
         layer = int(ratios.argmax())
         raise DivergedError(

@@ -1,4 +1,7 @@
-"""Networks by name: their layers, the sides that they take, and published weights."""
+"""Networks by name: their layers, the sides that they take, and published weights.
+
+torchvision and timm are imported where they are used, because each takes seconds and a ConvNet needs neither.
+"""
 
 import functools
 import re
@@ -7,7 +10,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-import torchvision
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
@@ -29,6 +31,8 @@ def build_convnet(name: str, classes: int, side: int) -> nn.Module:
 
 def build_torchvision(name: str, classes: int, _side: int = 0, **settings) -> nn.Module:
     """torchvision's own network, without weights."""
+    import torchvision
+
     if name in SECOND_OUTPUT:
         settings = {"aux_logits": False, "init_weights": True}
     return torchvision.models.get_model(name, weights=None, num_classes=classes, **settings)
@@ -111,7 +115,7 @@ def build_small_shufflenet(_name: str, classes: int, _side: int) -> nn.Module:
 
 def build_timm(name: str, classes: int, side: int) -> nn.Module:
     """timm's own network, without weights; one that takes images in patches takes those of `side`."""
-    import timm  # here because it takes seconds, and few networks need it
+    import timm
 
     return timm.create_model(name, num_classes=classes, **({"img_size": side} if name in PATCH_SIDE else {}))
 
@@ -150,9 +154,11 @@ def find_builders(key: str, name: str) -> dict[str, Callable]:
 
 def find_in_libraries(name: str) -> Callable | None:
     """What builds the classifier `name` as torchvision or else timm has it, for the side that it was made for."""
+    import torchvision
+
     if name in torchvision.models.list_models(module=torchvision.models):
         return build_torchvision
-    import timm  # here because it takes seconds, and only its networks and unknown names need it
+    import timm
 
     return build_timm if timm.is_model(name) else None
 
@@ -232,6 +238,8 @@ def find_weights(name: str, weights: str):
     Raises:
         InputError: there are none of that name, or they are for other inputs and outputs than ours.
     """
+    import torchvision
+
     if name in SECOND_OUTPUT:
         raise InputError(
             f"teacher.weights: {weights!r} is not allowed for {name}, whose published weights take images normalised "
@@ -261,6 +269,8 @@ def load_own_weights(network: nn.Module, path: Path) -> nn.Module:
         if name not in own or name not in state or own[name].shape != state[name].shape:
             shapes = [tuple(found[name].shape) if name in found else "none" for found in (state, own)]
             raise InputError(f"teacher.weights: {path} does not fit: {name} is {shapes[0]}, expected {shapes[1]}")
+        if not state[name].isfinite().all():
+            raise InputError(f"teacher.weights: {path} is not allowed; {name} has numbers that are not finite")
     network.load_state_dict(state, strict=False)
     return network
 

@@ -7,6 +7,7 @@ command continues; 128 + N stopped by signal N. An error is one line on stderr; 
 import argparse
 import os
 import pkgutil
+import signal
 import sys
 import time
 from pathlib import Path
@@ -23,6 +24,9 @@ class Parser(argparse.ArgumentParser):
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command that `arguments` name, and returns its exit code."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed; the next file to be opened would take its place
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     try:
         given = vars(build_parser().parse_args(arguments))
         # Imported now, so that a command that needs no torch does not wait seconds for it.
@@ -30,6 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.flush()
     except BrokenPipeError:  # as `| head` leaves it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         return report_error(StoppedError("stopped by SIGINT; run the same command to continue"))
     except Exception as error:
@@ -49,7 +54,8 @@ def report_error(error: Exception) -> int:
     elif not hasattr(error, "exit_code"):  # none of ours; papermill's has the name and text of what a cell raised
         name, text = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", message)
         message = f"{name}: {text} (DWA_DEBUG=1 shows the traceback)"
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(message.split()))
+    print(f"error: {line}", file=sys.stderr)  # without what would command a terminal
     return getattr(error, "exit_code", 1)
 
 
@@ -69,15 +75,23 @@ def build_parser() -> Parser:
     command.add_argument("setting", help=setting)
     command.add_argument("--seed", type=int, help="the student seed; default: all that the setting asks for")
     command.add_argument("--max-minutes", type=float, help="time budget; a run stops when it is used up")
-    command.add_argument("--since", type=float, default=time.time(), help="when it began, in seconds since 1970")
+    add_steps(command)
     command = add("missing", "tools.status:print_missing", "list what is missing of a profile, for make", "profile")
     command.add_argument("products", nargs="*", help="tables or figures; default: all")
     command = add("draw", "runs.runner:draw", "draw a table, a figure or the report from the records", "product")
     command.add_argument("--profile", default="demo")
+    add_steps(command)
     add("settings", "settings.grid:write", "write the settings of grid.yaml as files, for bare papermill")
-    add("plan", "tools.plan:print_plan", "list what of a profile is done and missing, and its hours", "profile")
+    command = add(
+        "plan", "tools.plan:print_plan", "list what of a profile is done and missing, and its hours", "profile"
+    )
+    command.add_argument("--device", default="here", help="the hours are for: here (default), h100, a100 or rtx4090")
     add("status", "tools.status:print_states", "list which runs are done, running, failed or waiting", "profile")
-    add("verify", "tools.verify:verify", "check artifacts, records and tables of a profile", "profile")
+    command = add(
+        "verify", "tools.verify:verify", "check artifacts, records, tables and figures of a profile", "profile"
+    )
+    command.add_argument("--rerun", type=int, default=0, metavar="N", help="make N records again, drawn at random")
+    add("docs", "report.prose:write", "write the numbers that README.md and docs/ quote from the records")
     add("publish", "tools.publish:publish", "copy the artifacts that records name to results/artifacts/", "profile")
     command = add("share", "tools.export:export", "write a distilled set for other tools")
     command.add_argument("name", metavar="SET", help="a folder under artifacts/distilled/")
@@ -100,6 +114,12 @@ def build_parser() -> Parser:
     command = add("train-teacher", "tools.distributed:train_teachers", "train a setting's teacher on torchrun's GPUs")
     command.add_argument("setting", help=setting)
     return parser
+
+
+def add_steps(command: argparse.ArgumentParser) -> None:
+    """Adds what tells a run of the call of make that it is part of."""
+    command.add_argument("--since", type=float, default=time.time(), help="when all began, in seconds since 1970")
+    command.add_argument("--steps", type=int, help="how many records, tables and figures; shows a line for each")
 
 
 if __name__ == "__main__":

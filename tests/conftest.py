@@ -79,11 +79,13 @@ def resolve_tiny(**differences) -> Setting:
 
 @pytest.fixture(scope="session")
 def bare_record():
-    """A function that returns a record of a setting in which every part is there and empty, with what is given."""
+    """A function that returns a record of a setting in which every part is there, with what is given."""
 
     def made(setting: Setting, **given) -> dict:
-        student = {"accuracy": {}, "curve": [], "teacher": {"artifact": "t"}, "distilled": {"artifact": "d"}}
-        run = {"data": {}, "precision": "float32", "device": "cpu", "versions": {}}
+        student = {"accuracy": dict.fromkeys(("last", "best", "reported"), 0.0), "curve": []}
+        student |= {"teacher": {"artifact": "t"}, "distilled": {"artifact": "d"}}
+        data = {"fingerprint": "f", "classes": 10}
+        run = {"data": data, "precision": "float32", "device": "cpu", "versions": {}}
         return {"setting": setting.recorded(), **student, **run, **given}
 
     return made

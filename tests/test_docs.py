@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 from PIL import Image
@@ -46,7 +47,7 @@ def copy(tmp_path_factory):
             Image.fromarray(random.integers(low, low + 100, (32, 32, 3), dtype=np.uint8)).save(
                 copy / "pictures" / name / f"{index}.png"
             )
-    digits = sources.read_digits(side=16)["train"]
+    digits = sources.read_digits(side=16)["train"].cast_column("image", datasets.Image())
     for label in range(10):
         (copy / "theirs" / str(label)).mkdir(parents=True)
         digits[digits["label"][:].index(label)]["image"].save(copy / "theirs" / str(label) / "0.png")

@@ -1,6 +1,7 @@
 """Charts from records, and what all figures share: readable in black and white."""
 
 import random
+import re
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
@@ -8,13 +9,12 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 
 from dwa_paper.report import results
 from dwa_paper.report.labels import LABELS, PLACE
 from dwa_paper.report.product import Run
 from dwa_paper.report.results import CELL, METHODS, RECIPES
+from dwa_paper.report.tables import sort_key
 
 # Shades that differ in black and white too, from light to dark.
 COLOURS = {
@@ -26,6 +26,7 @@ COLOURS = {
 }
 LIGHT, DARK = COLOURS["sre2l"], COLOURS["dwa"]
 RIGHT = {"loc": "upper left", "bbox_to_anchor": (1, 1), "frameon": False}  # a legend beside its axis
+BELOW = {"loc": "outside lower center", "ncols": 3, "frameon": False}  # a legend of the whole figure
 
 
 def use_style() -> None:
@@ -53,6 +54,11 @@ def label_group(setting: dict, network: str) -> str:
     return name if recipe == "defaults" else f"{name}\n{RECIPES[recipe]}"
 
 
+def plain(text: str) -> str:
+    """A text that may have names of others in it, so that matplotlib takes no dollar in it for a formula."""
+    return text.replace("$", r"\$")
+
+
 def set_panel_title(axis, group: str) -> None:
     """Writes what a panel shows, a label of `label_group`, above it on one line."""
     axis.set_title(group.replace("\n", ", "), loc="left", fontsize="medium")
@@ -60,8 +66,9 @@ def set_panel_title(axis, group: str) -> None:
 
 def show_pictures(axis, pictures_uint8, label: str) -> None:
     """A row of images (N, H, W, 3) on `axis`, a white line between them, with `label` at its left."""
-    separated = np.pad(pictures_uint8, ((0, 0), (0, 0), (1, 0), (0, 0)), constant_values=255)
-    axis.imshow(np.concatenate(separated, axis=1), interpolation="nearest")
+    width = max(1, pictures_uint8.shape[2] // 64)
+    separated = np.pad(pictures_uint8, ((0, 0), (0, 0), (width, 0), (0, 0)), constant_values=255)
+    axis.imshow(np.concatenate(separated, axis=1), interpolation="antialiased")
     axis.set(xticks=[], yticks=[])
     axis.set_ylabel(label, rotation=0, ha="right", va="center")
     axis.grid(False)
@@ -72,46 +79,54 @@ def disambiguate(records: Sequence[dict], labels: Sequence[str]) -> list[str]:
     """`labels` of the sets of `records`, where those that are alike within a group name what differs first."""
     frame = pd.DataFrame([results.identify(record) for record in records]).assign(label=labels)
     frame["group"] = [label_group(record["setting"], "network") for record in records]
-    return list(frame["label"] + results.name_differences(frame, ["group", "label"], ",\n"))
+    return [plain(text) for text in frame["label"] + results.name_differences(frame, ["group", "label"], ",\n")]
+
+
+def readable(variant: str) -> str:
+    """A variant as a figure names it: "relabel.batch_size 50" is "student's batch size 50"; r_bn and r_var stay."""
+    whose = {"relabel": "student's ", "teacher": "teacher's "}
+    text = re.sub(r"\b(relabel|teacher|synthesis|images)\.", lambda found: whose.get(found[1], ""), variant)
+    return plain(re.sub(r"(?<!\br)_", " ", text).replace("student's teacher", "teacher's").replace(" True", ""))
 
 
 def accuracy_bars(runs: list[Run]) -> Figure:
-    """Horizontal bars of mean accuracy by method, a dot per student seed, a diamond for the paper's number."""
+    """Horizontal bars of mean accuracy by method, a dot per student seed, a diamond for the paper's number.
+
+    The defaults come before other recipes, and the plain recipe before its variants.
+    """
     cell = [name for name in CELL if name != "network"]
     done = results.accuracies(runs)
-    done["group"] = [label_group(run.setting, "student") for run in runs]
-    done["order"] = done["method"].map(list(METHODS).index)
-    done = done[done["accuracy"].notna()].sort_values(["data set", "ipc", "student", "recipe"])
+    done["group"] = [label_group(run.setting, "student").replace("\n", ", ") for run in runs]
+    order = ["data set", "ipc", "student", "network", "recipe", "variant", "method"]
+    done = done[done["accuracy"].notna()].sort_values(order, key=sort_key)
     if done.empty:
         return empty_figure("no record yet")
     if done["recipe"].nunique() > 1:  # alone, the defaults need no name
-        done.loc[done["recipe"] == "defaults", "group"] += f"\n{RECIPES['defaults']}"
+        done.loc[done["recipe"] == "defaults", "group"] += f", {RECIPES['defaults']}"
     paper = results.reported_numbers().set_index(cell)["top1_mean"]
-    figure, axis = plt.subplots(figsize=(8, 1 + 0.35 * len(done.groupby(["group", "method", "variant"]))))
-    place, ticks, paper_drawn = 0.0, {}, False
-    for group, in_group in done.groupby("group", sort=False):
-        first = place
-        for (_, variant), chosen in in_group.groupby(["order", "variant"]):
-            colour, key = COLOURS[chosen.iloc[0]["method"]], tuple(chosen.iloc[0][cell])
-            axis.text(chosen["accuracy"].max() + 1.5, place, variant, va="center", fontsize="small")
-            axis.barh(place, chosen["accuracy"].mean(), 0.9, color=colour, edgecolor="black")
-            axis.scatter(chosen["accuracy"], [place] * len(chosen), s=14, color="white", edgecolor="black", zorder=3)
-            # The paper is compared with runs of the authors' code alone.
-            if key in paper.index and chosen.iloc[0]["recipe"] == "authors":
-                axis.scatter(paper[key], place, marker="D", s=40, color="black", zorder=4)
-                paper_drawn = True
-            place += 1
-        ticks[group] = (first + place - 1) / 2
-        place += 1.2
-    axis.set(yticks=list(ticks.values()), yticklabels=list(ticks), xlim=(0, 100), xlabel="test accuracy, %")
-    axis.set_ylim(place - 1.2, -1)  # from top to bottom
+    bars = done.groupby(["group", "variant", "method"], sort=False)
+    figure, axis = plt.subplots(figsize=(8, 1 + 0.3 * (bars.ngroups + 1.5 * done["group"].nunique())))
+    place, ticks, heading = -1.5, {}, ""
+    for (group, variant, method), chosen in bars:
+        place += 1 if group == heading else 2.5
+        if group != heading:
+            axis.text(0.5, place - 1, heading := group, va="center", fontweight="bold", fontsize="medium")
+        accuracy, key = chosen["accuracy"], tuple(chosen.iloc[0][cell])
+        text, reach = f"{accuracy.mean():.1f}", accuracy.max()
+        axis.barh(place, accuracy.mean(), 0.85, color=COLOURS[method], edgecolor="black")
+        axis.scatter(accuracy, [place] * len(chosen), s=14, color="white", ec="black", zorder=3, label="one student")
+        # The paper is compared with runs of the authors' code alone.
+        if key in paper.index and chosen.iloc[0]["recipe"] == "authors":
+            axis.scatter(paper[key], place, marker="D", s=30, color="black", zorder=4, label="reported in the paper")
+            text, reach = f"{text}, paper {paper[key]:.1f}", max(reach, paper[key] + 0.5)
+        axis.text(reach + 1.2, place, text, va="center", fontsize="small")
+        ticks[place] = ", ".join(filter(None, [METHODS[method], readable(variant)]))
+    axis.set_yticks(list(ticks), list(ticks.values()), fontsize="small")
+    axis.set(xlim=(0, done["accuracy"].max() + 20), ylim=(place + 0.8, -0.8), xlabel="test accuracy, %")
     axis.grid(axis="y", visible=False)
-    drawn = [method for method in METHODS if (done["method"] == method).any()]
-    handles = [Patch(facecolor=COLOURS[method], edgecolor="black", label=METHODS[method]) for method in drawn]
-    handles.append(Line2D([], [], ls="", marker="o", ms=4, mfc="white", mec="black", label="one student"))
-    if paper_drawn:
-        handles.append(Line2D([], [], ls="", marker="D", ms=6, color="black", label="reported in the paper"))
-    axis.legend(handles=handles, **RIGHT)
+    handles, labels = axis.get_legend_handles_labels()
+    once = dict(zip(labels, handles, strict=True))
+    figure.legend(once.values(), once, **BELOW)
     return figure
 
 
@@ -122,37 +137,39 @@ def gain_bars(runs: list[Run]) -> Figure:
     """
     cell = ["data set", "ipc", "student", "variant", "recipe"]
     rows = results.accuracies(runs)
-    rows["recipe"] = "ours, " + rows["recipe"].map(RECIPES)
     of_another = rows["student"] + ", teacher " + rows["network"]
     rows["student"] = rows["student"].where(rows["student"] == rows["network"], of_another)
     ours = rows.groupby([*cell, "method"])["accuracy"].agg(["mean", "std"])
-    paper = results.reported_numbers().merge(rows[["data set", "ipc"]].drop_duplicates()).assign(recipe="the paper")
+    paper = results.reported_numbers().merge(rows[["data set", "ipc"]].drop_duplicates()).assign(recipe="paper")
     paper = paper[paper["student"].isin(["resnet18", *rows["student"]])].set_index([*cell, "method"])
     numbers = pd.concat([ours, paper[["top1_mean", "top1_std"]].set_axis(ours.columns, axis=1)]).unstack("method")
     numbers = numbers.reindex(columns=pd.MultiIndex.from_product([ours.columns, ["sre2l", "dwa"]]))
-    gain = (numbers["mean", "dwa"] - numbers["mean", "sre2l"]).dropna().unstack("recipe")
-    if gain.empty:
+    spread = np.hypot(numbers["std", "dwa"], numbers["std", "sre2l"]).fillna(0).rename("spread")
+    gains = (numbers["mean", "dwa"] - numbers["mean", "sre2l"]).dropna().to_frame("gain").join(spread).reset_index()
+    if gains.empty:
         return empty_figure("no pair of SRe2L and DWA yet")
-    colours = {"the paper": "white", "ours, authors' code": DARK, "ours, defaults": LIGHT}
-    order = sorted(gain.index, key=lambda key: [results.natural_key(str(name)) for name in key])
-    gain = gain.loc[order, [recipe for recipe in colours if recipe in gain]]
-    spread = np.hypot(numbers["std", "dwa"], numbers["std", "sre2l"]).unstack("recipe").loc[order, gain.columns]
-    figure, axis = plt.subplots(figsize=(2 + 1.8 * len(gain), 4))
-    axis.axhline(0, color="black", lw=1)
-    look = {"width": 0.8, "edgecolor": "black", "capsize": 4, "error_kw": {"ecolor": "black", "elinewidth": 1}}
-    gain.plot.bar(ax=axis, color=colours, yerr=spread.fillna(0), **look)
-    for bars in axis.containers[1::2]:  # each follows its error bars
-        plt.setp(bars.patches, hatch="///" if bars.get_label() == "the paper" else "")
-        heights = [results.format_number(value, "+.1f") for value in gain[bars.get_label()]]
-        axis.bar_label(bars, heights, padding=3, fontsize="small")
-    axis.margins(y=0.12)
-    axis.set(xlim=(-0.7, len(gain) - 0.3), xlabel="", ylabel="gain in test accuracy, points")
+    gains = gains.sort_values(cell, key=sort_key, ignore_index=True)
     labels = [
-        "\n".join(filter(None, [name, f"ipc {ipc}", *others])).replace(" (", "\n(") for name, ipc, *others in order
+        "\n".join([name, f"ipc {ipc}", student, readable(variant)])
+        for name, ipc, student, variant, *_ in gains[cell].to_numpy()
     ]
-    axis.set_xticks(range(len(gain)), labels, rotation=0)
+    gains["label"] = [label.strip().replace(" (", "\n(") for label in labels]
+    gains["x"] = gains.index + 0.8 * (gains["label"] != gains["label"].shift()).cumsum()
+    figure, axis = plt.subplots(figsize=(1.5 + 1.3 * gains["x"].max(), 4.2))
+    axis.axhline(0, color="black", lw=1)
+    looks = {"paper": ("the paper", "white", "///"), "defaults": ("ours, defaults", LIGHT, "")}
+    for recipe, (label, colour, hatch) in (looks | {"authors": ("ours, authors' code", DARK, "")}).items():
+        chosen = gains[gains["recipe"] == recipe]
+        if len(chosen):
+            look = {"color": colour, "hatch": hatch, "edgecolor": "black", "ecolor": "black", "capsize": 4}
+            bars = axis.bar(chosen["x"], chosen["gain"], 0.9, yerr=chosen["spread"], label=label, **look)
+            axis.bar_label(bars, fmt="%+.1f", padding=3, fontsize="small")
+    axis.margins(y=0.12)
+    middles = gains.groupby("label", sort=False)["x"].mean()
+    axis.set_xticks(middles, middles.index)
+    axis.set_ylabel("gain in test accuracy, points")
     axis.grid(axis="x", visible=False)
-    axis.legend(**RIGHT)
+    figure.legend(**BELOW)
     return figure
 
 
@@ -166,9 +183,18 @@ def sweep(runs: list[Run], axes: tuple[str, ...]) -> pd.DataFrame:
     """The rows of `results.accuracies` that DWA has a record of; "panel" says what else tells one from another."""
     rows = results.accuracies(runs, axes)
     labels = [label_group(run.setting, "student") for run in runs]
-    rows["panel"] = [f"{label}\n{variant}".strip() for label, variant in zip(labels, rows["variant"], strict=True)]
+    variants = map(readable, rows["variant"])
+    rows["panel"] = [f"{label}\n{variant}".strip() for label, variant in zip(labels, variants, strict=True)]
     rows["coupling"] = [coupling(run.setting) for run in runs]
     return rows[rows["method"] == "dwa"].sort_values("variant", kind="stable")
+
+
+def seed_noise(rows: pd.DataFrame, axes: list[str]) -> str:
+    """What a panel of `sweep` says of the spread that students' seeds alone give, as far as it was measured."""
+    spread = rows.groupby(axes)["accuracy"].std().dropna()
+    if spread.empty:
+        return "one student per set: seed noise not measured"
+    return f"seed noise: ±{(spread**2).mean() ** 0.5:.1f} (standard deviation over the students of a set)"
 
 
 def variance_curves(runs: list[Run]) -> Figure:
@@ -190,9 +216,10 @@ def variance_curves(runs: list[Run]) -> Figure:
         for kind, look in looks.items():
             points = chosen[chosen["coupling"] == kind].groupby("coefficient")["accuracy"].agg(["mean", "std"])
             axis.errorbar(points.index, points["mean"], points["std"], capsize=3, **look)
-        axis.set(xlabel=r"coefficient of the variance, $\lambda$", ylabel="test accuracy, %")
+        noise = seed_noise(chosen, ["synthesis.r_bn", "synthesis.r_var"])
+        axis.set(xlabel=f"coefficient of the variance, λ\n{noise}", ylabel="test accuracy, %")
         set_panel_title(axis, panel)
-    axes[0, -1].legend(**RIGHT)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), **BELOW)
     return figure
 
 
@@ -202,7 +229,7 @@ def distance_bars(runs: list[Run]) -> Figure:
     for setting, _, record in sorted(runs, key=lambda run: coupling(run.setting), reverse=True):
         if record is not None and None not in record.get("diversity", {}).get("feature_distance_by_class", [None]):
             coefficient = setting["synthesis"]["r_bn"] * setting["synthesis"]["r_var"]
-            label = ", ".join([METHODS[setting["method"]], *coupling(setting), f"$\\lambda$ {coefficient:.2g}"])
+            label = ", ".join([METHODS[setting["method"]], *coupling(setting), f"λ {coefficient:.2g}"])
             once[record["distilled"]["artifact"], record["teacher"]["artifact"]] = record, label
     if not once:
         return empty_figure("no record with the distances of its classes yet")
@@ -245,7 +272,8 @@ def steps_rho_map(runs: list[Run]) -> Figure:
             linewidths=1,
             cbar_kws={"label": "test accuracy, %"},
         )
-        axis.set(xlabel=r"weight magnitude $\rho$", ylabel="steps K")
+        noise = seed_noise(rows, ["synthesis.steps", "synthesis.rho"])
+        axis.set(xlabel=f"weight magnitude $\\rho$\n{noise}", ylabel="steps K")
         axis.grid(False)
         axis.tick_params(axis="y", rotation=0)
         set_panel_title(axis, panel)
@@ -261,35 +289,29 @@ def label_panels(rows: pd.DataFrame) -> Figure:
     rows = rows[rows["accuracy"].notna()]
     if rows.empty:
         return empty_figure("no record yet")
+    shown = [labels for labels in LABELS if (rows["labels"] == labels).any()]
     cells = list(dict.fromkeys(zip(rows["data set"], rows["ipc"], rows["student"], strict=True)))
     kinds = rows.drop_duplicates("images").sort_values(
         ["method", "recipe"],
         key=lambda column: column.map({name: place for place, name in enumerate([*METHODS, *RECIPES])}),
     )
-    figure, axes = plt.subplots(1, len(LABELS), figsize=(4.2 * len(LABELS), 4), sharey=True)
+    figure, axes = plt.subplots(1, len(shown), figsize=(1.5 + 3.2 * len(shown), 4.2), sharey=True, squeeze=False)
     width = 0.85 / len(kinds)
-    for axis, (labels, title) in zip(axes, LABELS.items(), strict=True):
+    for axis, labels in zip(axes[0], shown, strict=True):
         for place, (_, kind) in enumerate(kinds.iterrows()):
+            look = {"color": COLOURS[kind["method"]], "edgecolor": "black", "label": readable(kind["images"])}
+            look["hatch"] = "" if kind["recipe"] == "defaults" else "///"
             chosen = rows[(rows["labels"] == labels) & (rows["images"] == kind["images"])]
             for number, cell in enumerate(cells):
                 tops = chosen.loc[(chosen[PLACE] == list(cell)).all(axis=1), "accuracy"]
                 x = number + (place - (len(kinds) - 1) / 2) * width
-                hatch = "" if kind["recipe"] == "defaults" else "///"
-                axis.bar(x, tops.mean(), width, color=COLOURS[kind["method"]], edgecolor="black", hatch=hatch)
+                axis.bar(x, tops.mean(), width, **look)
+                look["label"] = ""  # once in the legend
                 axis.scatter([x] * len(tops), tops, s=12, color="white", edgecolor="black", zorder=3)
         axis.set_xticks(range(len(cells)), [f"{name}\nipc {ipc}\n{student}" for name, ipc, student in cells])
         axis.set_xlim(-0.5, len(cells) - 0.5)
-        axis.set_title(title, loc="left", fontsize="medium")
+        axis.set_title(LABELS[labels], loc="left", fontsize="medium")
         axis.grid(axis="x", visible=False)
-    axes[0].set_ylabel("test accuracy, %")
-    handles = [
-        Patch(
-            facecolor=COLOURS[kind["method"]],
-            edgecolor="black",
-            label=kind["images"],
-            hatch="" if kind["recipe"] == "defaults" else "///",
-        )
-        for _, kind in kinds.iterrows()
-    ]
-    axes[-1].legend(handles=handles, **RIGHT)
+    axes[0, 0].set_ylabel("test accuracy, %")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), **BELOW)
     return figure

@@ -1,15 +1,19 @@
 """What the report page of a profile is made of: its tables and figures as files, and where the records come from."""
 
+import os
+import re
 import statistics
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 from PIL import Image
 
-from dwa_paper.report import results
+from dwa_paper.report import labels, product, results
 from dwa_paper.report.product import Run
 from dwa_paper.runs.records import students
+from dwa_paper.settings import files, grid
 from dwa_paper.settings.environment import root
 
 
@@ -22,13 +26,33 @@ class Shown(NamedTuple):
 
 
 def tables(profile: str) -> dict[str, Shown]:
-    """Each table that is there, by its name, Table 2 before Table 10; headings inside two levels lower."""
+    """Each table that is there, by its name, Table 2 before Table 10; headings inside two levels lower.
+
+    A mean and its deviation stay on one line, and `group_rows` makes the tables narrow.
+    """
     found = {}
     for path in list_files(root() / "results" / profile, "md"):
         title, _, text = path.read_text().partition("\n")
         title = title.removeprefix("# ").removesuffix(f", profile {profile}")
-        found[path.stem] = Shown(title, text.partition("\n<!--")[0].replace("\n## ", "\n#### "), path)
+        text = text.partition("\n<!--")[0].replace("\n## ", "\n#### ")
+        text = re.sub(r"(?<=\d) (?=[±†(%])|(?<=±) |(?<=\(\d) (?=seed)", "\N{NO-BREAK SPACE}", text)
+        text = re.sub(r"^\|.*\n\|:?-.*\n(\|.*\n?)+", lambda table: group_rows(table[0]), text, flags=re.MULTILINE)
+        found[path.stem] = Shown(title, text, path)
     return found
+
+
+def group_rows(table: str) -> str:
+    """A Markdown table with a bold row over rows that begin alike, instead of what they begin with."""
+    lines = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in table.splitlines()]
+    (head, rule), rows = lines[:2], lines[2:]
+    alike = [n for n in range(1, len(head) - 1) if 2 * len({tuple(row[:n]) for row in rows}) <= len(rows)]
+    first, grouped = max(alike, default=0), []
+    for place, group in groupby(rows, lambda row: row[:first]):
+        named = {**dict(zip(head, place, strict=False)), "": ""}
+        texts = [f"{name} {text}" if name in ("ipc", "teacher") else text for name, text in named.items() if text]
+        grouped += [[f"**{', '.join(texts)}**", *[""] * (len(head) - first - 1)]] if texts else []
+        grouped += [row[first:] for row in group]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head[first:], rule[first:], *grouped)) + "\n"
 
 
 def figures(profile: str) -> dict[str, Shown]:
@@ -44,6 +68,32 @@ def list_files(folder: Path, ending: str) -> list[Path]:
     return sorted(folder.glob(f"*.{ending}"), key=lambda path: results.natural_key(path.stem))
 
 
+def headline(profile: str) -> str:
+    """What Table 1 of a profile comes to: DWA against each other method, for each recipe, as a Markdown list."""
+    rows, lines = results.accuracies(product.runs_of(profile, "table-1")), []
+    for recipe, name in results.RECIPES.items():
+        for other in ("random-real", "sre2l"):
+            chosen, cell = rows[rows["recipe"] == recipe], [key for key in results.CELL if key != "method"]
+            if text := labels.interval_text(chosen, cell, "dwa", other):
+                lines.append(f"- {name}: {text}")
+    if not lines:
+        return "No two methods have several students of one cell yet."
+    return "Mean difference in test accuracy over the cells of Table 1, by recipe:\n\n" + "\n".join(lines)
+
+
+def sources(profile: str) -> dict[str, str]:
+    """Links from results/PROFILE/ to the notebook, the settings and the records of each product, as Markdown."""
+    here, runs, own, found = root() / "results" / profile, files.list_runs(profile), files.SETTINGS / profile, {}
+    for name in product.products(runs):
+        shown = [setting for setting in runs if product.shows_all_runs(name) or name in setting.shown_in]
+        records = [path for path in (setting.record_path() for setting in shown) if path.is_file()]
+        paths = [files.NOTEBOOKS / f"{name}.ipynb", own if own.is_dir() else grid.GRID, *records]
+        links = ", ".join(f"[{path.name}]({os.path.relpath(path, here)})" for path in paths)
+        summary = f"<summary>Notebook, settings and {len(records)} records</summary>"
+        found[name] = f"<details>{summary}\n\n{links}\n\n</details>"
+    return found
+
+
 def contents(profile: str, runs: list[Run]) -> str:
     """How many runs have records, and links to the anchors of all tables and figures, as Markdown."""
     done = sum(run.record is not None for run in runs)
@@ -55,14 +105,13 @@ def contents(profile: str, runs: list[Run]) -> str:
 
 
 def origins(runs: list[Run]) -> pd.DataFrame:
-    """How many records each device, code revision and set of versions has, and when the last of them was finished."""
-    keys = ["device", "precision", "revision", "versions"]
+    """How many records each device and code revision has, and when the last of them was finished."""
+    keys = ["device", "precision", "revision"]
     rows = [
         (
             record["device"],
             record["precision"],
             f"{(record['revision'] or 'unknown')[:10]}{'' if record['tree_clean'] else ', with changes'}",
-            ", ".join(f"{name} {version}" for name, version in sorted(record["versions"].items())),
             record["finished"][:10],
         )
         for _, _, record in runs
@@ -70,6 +119,14 @@ def origins(runs: list[Run]) -> pd.DataFrame:
     ]
     grouped = pd.DataFrame(rows, columns=[*keys, "finished"]).groupby(keys, sort=False)["finished"]
     return grouped.agg(["size", "max"]).reset_index().set_axis([*keys, "records", "last finished"], axis=1)
+
+
+def versions(runs: list[Run]) -> str:
+    """Each library once, with the versions of it that the records were made with."""
+    found = {}
+    for name, version in [pair for run in runs if run.record for pair in run.record["versions"].items()]:
+        found.setdefault(name, set()).add(version)
+    return ", ".join(f"{name} {' or '.join(sorted(found[name]))}" for name in sorted(found))
 
 
 def durations(runs: list[Run]) -> pd.DataFrame:

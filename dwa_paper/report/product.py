@@ -6,7 +6,9 @@ nor pandas is imported here, so that a command knows at once what is missing.
 """
 
 import hashlib
+import html
 import json
+import re
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -75,18 +77,20 @@ class Product:
         from IPython.display import Markdown
 
         markdown, csv = self._new_files()
-        frame.round(4).to_csv(csv, index=False)
-        tables = [
-            block if isinstance(block, str) else block.fillna("").to_markdown(index=False, disable_numparse=True)
-            for block in blocks
-        ]
+        records = frame.get("records", f"results/{self.profile}/*-seed*.json")  # of each row, or all there are
+        frame = frame.drop(columns="records", errors="ignore").assign(records=records)
+        frame.round(4).map(escape_csv).to_csv(csv, index=False)
+        tables = [block if isinstance(block, str) else to_markdown(block) for block in blocks]
         texts = [f"# {self.title}, profile {self.profile}", self.caption, *tables]
         markdown.write_text("\n\n".join([*filter(None, texts), f"<!-- drawn from {self.digest} -->"]) + "\n")
         return Markdown(markdown.read_text())
 
     def write_figure(self, figure) -> None:
-        """Writes the figure as .svg and .png, with title and caption in their metadata."""
-        save_figure(figure, self._new_files()[0], Title=self.title, Description=self.caption, Source=self.digest)
+        """Writes the figure as .svg and .png; title, caption, notebook, digest and records are in their metadata."""
+        records = " ".join(run.command.removeprefix("make ") for run in self.runs if run.record)
+        about = {"Title": self.title, "Description": self.caption, "Relation": records}
+        source = f"notebooks/{self.name}.ipynb, drawn from {self.digest}"
+        save_figure(figure, self._new_files()[0], **about, Source=source)
 
     def _new_files(self) -> list[Path]:
         paths = files_of(self.name, self.profile)
@@ -99,6 +103,24 @@ def save_figure(figure, path: Path, **about: str) -> None:
     """Writes the figure to `path`, which ends in .svg, and as .png; the same figure gives the same bytes."""
     figure.savefig(path.with_suffix(".png"), dpi=150, metadata={**about, "Software": None})
     figure.savefig(path, metadata={**about, "Date": None})
+
+
+def to_markdown(frame) -> str:
+    """A frame of texts as a Markdown table, in which no text is markup."""
+    shown = frame.fillna("").map(escape_markdown).rename(columns=escape_markdown)
+    return shown.to_markdown(index=False, disable_numparse=True)
+
+
+def escape_markdown(value):
+    """A text as it is written in Markdown and in HTML made of it, on one line; what is no text stays as it is."""
+    if not isinstance(value, str):
+        return value
+    return re.sub(r"[\\`*|$]|(?<=\])(?=\()", r"\\\g<0>", html.escape(" ".join(value.split()), quote=False))
+
+
+def escape_csv(value):
+    """A text as it is written in CSV, so that no spreadsheet takes it for a formula."""
+    return f"'{value}" if isinstance(value, str) and re.match(r"[=+\-@\t\r](?![\d.]+$)", value) else value
 
 
 def files_of(name: str, profile: str) -> list[Path]:

@@ -16,6 +16,7 @@ A marker is one of
 `python -m dwa_paper docs` writes them again, and verify reports a page whose numbers differ.
 """
 
+import functools
 import re
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from dwa_paper.report import labels, product, results, tables
 
 MARKED = re.compile(r"<!-- (?P<marker>[a-z][^<>\n]*?) -->(?P<text>[^<]*)<!-- -->")
 REPOSITORY = Path(__file__).parents[2]
+runs_of = functools.cache(product.runs_of)  # read once for all markers, each of which asks for a profile's
 
 
 def pages() -> list[Path]:
@@ -49,7 +51,7 @@ def quantity(text: str) -> pd.Series:
             raise InputError(f"marker {text!r}: the paper's number is not in {results.PUBLISHED.name}")
         return found.iloc[0]
     profile, name = (rest if first in ("teacher", "mean") else text).split("/")
-    runs = [run for run in product.runs_of(profile) if run.setting["name"] == name]
+    runs = [run for run in runs_of(profile) if run.setting["name"] == name]
     column = "teacher" if first == "teacher" else "accuracy"
     values = results.accuracies(runs)[column].dropna()
     if values.empty:
@@ -61,10 +63,10 @@ def value(marker: str) -> str:
     """The text of a marker, made from the records."""
     kind, _, rest = marker.partition(" ")
     if kind == "records":
-        return str(sum(run.record is not None for run in product.runs_of(rest)))
+        return str(sum(run.record is not None for run in runs_of(rest)))
     if kind == "interval":
         profile, method, baseline, recipe = rest.split()
-        rows = results.accuracies(product.runs_of(profile, "table-1"))
+        rows = results.accuracies(runs_of(profile, "table-1"))
         cell = [name for name in results.CELL if name != "method"]
         return labels.interval_text(rows[rows["recipe"] == recipe], cell, method, baseline)
     for operator, form in {" minus ": "+.1f", " above ": ".1f"}.items():
@@ -85,6 +87,7 @@ def render(text: str) -> str:
 
 def write() -> None:
     """Writes the numbers of every page again, and prints which pages changed."""
+    runs_of.cache_clear()
     for path in pages():
         before = path.read_text()
         if (after := render(before)) != before:
@@ -94,6 +97,7 @@ def write() -> None:
 
 def find_differences() -> list[str]:
     """One line for each number of the pages that is not what the records give."""
+    runs_of.cache_clear()
     lines = []
     for path in pages():
         for found in MARKED.finditer(path.read_text()):

@@ -13,7 +13,7 @@ import pandas as pd
 from dwa_core.errors import InputError
 from dwa_core.recipe import SynthesisStage
 from dwa_paper.report.product import Run
-from dwa_paper.runs.records import artifacts_named, students
+from dwa_paper.runs.records import artifacts_named, is_at_chance, students
 from dwa_paper.settings import presets, schema
 from dwa_paper.settings.datasets import DATASETS
 
@@ -146,7 +146,7 @@ def name_differences(frame: pd.DataFrame, cell: list[str], comma: str) -> pd.Ser
 
 
 def accuracies(runs: list[Run], axes: tuple[str, ...] = ()) -> pd.DataFrame:
-    """One row per run: its cell, `recipe`, seed, and from its record accuracies and the set's diversity.
+    """One row per run: its cell, `recipe`, seed, and from its record accuracies, the set's diversity, its file's name.
 
     Runs of one cell and recipe are students of one teacher and one distilled set: the variant names what differs.
     What all teachers of a profile have in common, such as fewer epochs than the preset, is left to the notes. The
@@ -167,6 +167,7 @@ def accuracies(runs: list[Run], axes: tuple[str, ...] = ()) -> pd.DataFrame:
     for setting, command, record in runs:
         row = {key: setting[key] for key in ("ipc", "network", "student", "method", "seed", "name")}
         row |= {"data set": dataset_label(setting), "recipe": recipe(setting), "path": command.removeprefix("make ")}
+        row["record"] = Path(row["path"]).name if record else ""
         row |= read_numbers(setting) | (identify(record) if record else {})
         usual = statistics.mode(epochs.get((setting["preset"], setting["network"]), [None]))
         row["variant"] = ", ".join(filter(None, [teacher_variant(setting, usual), variant(setting, axes)]))
@@ -174,7 +175,7 @@ def accuracies(runs: list[Run], axes: tuple[str, ...] = ()) -> pd.DataFrame:
         for task, part in enumerate(parts if "task" in axes else [record], 1):
             rows.append(row | {"task": task} | (measurements(part) if part else {}))
     cell, numbers = [*CELL, *axes, "recipe"], ["accuracy", "teacher", *DIVERSITY.values()]
-    columns = [*cell, "seed", *numbers, "name", "path", *ORIGINS]
+    columns = [*cell, "seed", *numbers, "record", "name", "path", *ORIGINS]
     frame = pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(numbers, float))
     # A run without a record is of the distilled set that other runs of its setting have.
     frame[ORIGINS] = frame[ORIGINS].fillna(frame.groupby("name")[ORIGINS].transform("first"))
@@ -187,6 +188,11 @@ def accuracies(runs: list[Run], axes: tuple[str, ...] = ()) -> pd.DataFrame:
             "take one of the two settings out by its shown_in"
         )
     return frame.drop(columns=["name", "path", *ORIGINS])
+
+
+def join_records(names: pd.Series) -> str:
+    """The "record" of several rows of `accuracies` as one text, each once."""
+    return " ".join(dict.fromkeys(filter(None, names)))
 
 
 def measurements(part: dict) -> dict:
@@ -226,12 +232,6 @@ def notes(runs: list[Run]) -> list[str]:
                 source = whose if numbers and key.startswith("teacher.") else "the preset"
                 lines.add(f"{label}, {setting['network']}: {key} is {new}; {source} has {old}.")
     return sorted(lines)
-
-
-def is_at_chance(accuracy: float, classes: int, tests: int) -> bool:
-    """Whether an accuracy in percent is within three standard deviations of guessing among `classes`, or below."""
-    chance = 1 / classes
-    return accuracy <= 100 * (chance + 3 * (chance * (1 - chance) / tests) ** 0.5)
 
 
 def format_number(value: float, form: str) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from dwa_paper.report import results
-from dwa_paper.report.product import Run
+from dwa_paper.report.product import Run, escape_markdown
 from dwa_paper.report.results import CELL, METHODS, RECIPES, format_number
 from dwa_paper.settings.schema import SYNTHESISED
 
@@ -50,7 +50,9 @@ def accuracy_table(runs: list[Run], table: int | None = None, axes: tuple[str, .
         group = rows[rows["recipe"] == label].groupby(cell)
         numbers = group["accuracy"].agg(["mean", "std", "count"]).join(group[MEASURES].mean())
         columns.append(numbers.add_prefix(f"{label} "))
-    frame = pd.concat([*columns, rows.groupby(cell)["teacher"].mean()], axis=1).reset_index()
+    of_cell = rows.groupby(cell)
+    records = of_cell["record"].agg(results.join_records).rename("records")
+    frame = pd.concat([*columns, of_cell["teacher"].mean(), records], axis=1).reset_index()
     paper = results.reported_numbers().merge(rows[["data set", "ipc"]].drop_duplicates())
     key = [name for name in CELL if name != "network"]
     paper = paper.rename(columns={"top1_mean": "paper mean", "top1_std": "paper std"})
@@ -60,14 +62,15 @@ def accuracy_table(runs: list[Run], table: int | None = None, axes: tuple[str, .
     spread = 2 * frame[["authors std", "paper std"]].max(axis=1).fillna(0)
     outside = frame["difference"].abs() > spread.clip(lower=TOLERANCE).round(6)
     frame["outside"] = outside.astype(object).where(frame["difference"].notna(), None)
-    order = ["data set", "ipc", "student", "network", "method", "variant", *axes]
-    return frame.sort_values(order, key=sort_key, ignore_index=True)
+    frame["quoted"] = ~frame["method"].isin([*METHODS])
+    order = ["quoted", "data set", "ipc", "student", "network", "method", "variant", *axes]
+    return frame.sort_values(order, key=sort_key, ignore_index=True).drop(columns="quoted")
 
 
 def sort_key(column: pd.Series) -> pd.Series:
-    """The key that sorts a column of `accuracy_table`: quoted methods before ours, networks by their number."""
+    """The key that sorts a column of `accuracy_table`: methods in our order, networks by their number."""
     keys = dict.fromkeys(("data set", "student", "network"), results.natural_key)
-    for name, known in {"method": list(METHODS), "synthesis.adjustment": list(ARMS)}.items():
+    for name, known in {"method": [*METHODS], "recipe": [*RECIPES], "synthesis.adjustment": [*ARMS]}.items():
         keys[name] = lambda value, known=known: (known.index(value) if value in known else -1, value)
     if column.name not in keys:
         return column
@@ -197,7 +200,7 @@ def accuracy_blocks(runs: list[Run], frame: pd.DataFrame, shown: pd.DataFrame) -
 
 def note_list(lines: list[str]) -> str:
     """The notes as a Markdown list."""
-    return "\n".join(f"- {line}" for line in lines)
+    return "\n".join(f"- {escape_markdown(line)}" for line in lines)
 
 
 def moves(runs: list[Run]) -> pd.DataFrame:
@@ -229,6 +232,7 @@ def moves(runs: list[Run]) -> pd.DataFrame:
     compared = first["change of real"].first().droplevel("change").to_frame().set_index("change of real", append=True)
     frame["synthesis gain"] = frame["dwa mean"] - frame["random-real mean"].reindex(compared.index).to_numpy()
     frame.insert(0, "teacher", first["teacher"].mean())
+    frame["records"] = first["record"].agg(results.join_records)
     frame = frame.reset_index().assign(changed=lambda frame: frame["change"] != "")
     order = {**dict.fromkeys([*where, "changed"], True), "dwa effect": False, "random-real effect": False}
     frame = frame.sort_values(list(order), ascending=list(order.values()), ignore_index=True)

@@ -63,7 +63,7 @@ class Checkpoint(Progress):
             if state.pop("checksum") != store.fingerprint(tensors, [self.path.name, state]):
                 raise ValueError
             self.earlier = state.pop("seconds")
-        except (SafetensorError, KeyError, ValueError, TypeError, AttributeError):
+        except (SafetensorError, KeyError, ValueError, TypeError, AttributeError, RecursionError):
             store.set_aside(self.path, "the checkpoint is damaged or of another run; its stage begins again")
             return None
         return {name: tensor.to(device) for name, tensor in tensors.items()}, state

@@ -11,23 +11,31 @@ from dwa_paper.settings.schema import Setting
 
 
 def read_setting(variables: dict) -> Setting:
-    """The setting of a notebook's parameters; `variables` is its `globals()`.
+    """The setting of a notebook's parameters; `variables` is its `globals()`. A `seed` is then the only one of `seeds`.
 
     Raises:
-        InputError: as `resolve`, for a network that does not exist or cannot be a teacher, and for a parameter
-            that the notebook does not know.
+        InputError: as `resolve`, for a network that does not exist or cannot be a teacher, for a parameter that the
+            notebook does not know, a distilled set that is not there, and a folder in the way of the record.
     """
     # Imported here because a table's notebook reads its profile alone, and must not wait seconds for torchvision.
     from dwa_core import devices, models
+    from dwa_paper.runs import sets
 
     check_versions()
     check_parameters(variables, known := set(Setting.model_fields))
     setting = schema.resolve({key: variables[key] for key in known if key in variables})
+    if variables.get("seed") is not None:
+        setting = setting.model_copy(update={"seeds": [setting.seed]})
     for key in ("network", "student"):
         models.check_network(key, getattr(setting, key), setting.stem, setting.images.side)
     models.check_teacher(setting.network, setting.stem, setting.images.side)
     if setting.teacher.published_weights():
         models.find_weights(setting.network, setting.teacher.weights)
+    if setting.method == "external":
+        sets.external_folder(setting, download=True)
+    for seed in setting.seeds:
+        if (record := setting.model_copy(update={"seed": seed}).record_path()).is_dir():
+            raise InputError(f"{record}: a folder is where the record goes; move it away")
     if setting.deterministic:
         devices.use_deterministic_algorithms()
     stop.start_budget(setting.max_minutes)

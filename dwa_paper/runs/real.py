@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dwa_core import seeds
-from dwa_core.batches import Resident, Streamed, squared
+from dwa_core.batches import Resident, Streamed, read_image, squared
 from dwa_core.errors import InputError
 from dwa_core.recipe import Images
 from dwa_paper.runs import sources, store
@@ -132,14 +132,11 @@ def decode(name: str, part: str, dataset: datasets.Dataset, side: int) -> torch.
         InputError: an image cannot be read.
     """
     images = np.empty((len(dataset), side, side, 3), np.uint8)
-    encoded = dataset.cast_column("image", datasets.Image(decode=False))["image"]
-    feature = datasets.Image()
-    for index, item in enumerate(encoded):
+    for row, item in enumerate(dataset["image"]):
         try:
-            images[index] = np.asarray(squared(feature.decode_example(item), side))
-        except Exception as error:  # PIL raises OSError, ValueError, SyntaxError and its own
-            where = item["path"] or f"number {index}"
-            raise InputError(f"dataset: {name}: {part} image {where} cannot be read; {error}") from None
+            images[row] = np.asarray(squared(read_image(item, row), side))
+        except ValueError as error:
+            raise InputError(f"dataset: {name}: {part} {error}") from None
     return torch.from_numpy(images)
 
 

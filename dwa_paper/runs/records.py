@@ -1,16 +1,30 @@
 """Records: read and checked, found by their setting, and the artifacts that they name."""
 
+import ast
 import contextlib
+import functools
+import hashlib
 import json
+import re
 from pathlib import Path
 
+import dwa_core
 from dwa_core.errors import InputError
 from dwa_paper.settings.environment import root
-from dwa_paper.settings.schema import Setting
+from dwa_paper.settings.reading import read_text
+from dwa_paper.settings.schema import NAME, Setting
 
-# What every record holds, and each of its students: keys and types.
-RUN = {"setting": {"method": str}, "accuracy": dict, "data": dict, "precision": str, "device": str, "versions": dict}
-STUDENT = {"accuracy": dict, "curve": list, "teacher": {"artifact": str}, "distilled": {"artifact": str}}
+MOST_BYTES = 10**8  # of a record
+# What every record holds, and each of its students: keys, and types or the pattern of a text.
+ARTIFACT = {"artifact": re.compile(NAME)}  # a name of a folder, which leads nowhere else
+ACCURACY = {"last": (int, float), "best": (int, float), "reported": (int, float)}
+RUN = {
+    "setting": {"method": str},
+    "accuracy": ACCURACY,
+    "data": {"fingerprint": str, "classes": int},
+    **{"precision": str, "device": str, "versions": dict},
+}
+STUDENT = {"accuracy": ACCURACY, "curve": list, "teacher": ARTIFACT, "distilled": ARTIFACT}
 
 
 def read_record(path: Path) -> dict:
@@ -20,9 +34,9 @@ def read_record(path: Path) -> dict:
         InputError: it is damaged, or of an older format.
     """
     try:
-        record = json.loads(path.read_text())
-        good = has_shape(record, RUN) and all(has_shape(student, STUDENT) for student in students(record))
-    except (OSError, ValueError, TypeError):
+        record = json.loads(read_text(path, MOST_BYTES), parse_constant=int)  # int refuses NaN
+        good = has_shape(record, RUN) and all(has_shape(student, STUDENT) for student in [*students(record)] or [None])
+    except (ValueError, TypeError, RecursionError):
         good = False
     if not good:
         raise InputError(f"{path}: the record is damaged, or of an older format; delete it, and make makes it again")
@@ -30,8 +44,10 @@ def read_record(path: Path) -> dict:
 
 
 def has_shape(value, shape) -> bool:
-    """Whether `value` is of the type `shape`, or has the keys of the dict `shape` with values of their shapes."""
-    if isinstance(shape, type):
+    """Whether `value` is of the type or types `shape`, fits the pattern, or has the dict's keys with their shapes."""
+    if isinstance(shape, re.Pattern):
+        return isinstance(value, str) and shape.match(value) is not None
+    if isinstance(shape, type | tuple):
         return isinstance(value, shape)
     return isinstance(value, dict) and all(has_shape(value.get(key), inner) for key, inner in shape.items())
 
@@ -44,6 +60,31 @@ def students(record: dict) -> list[dict]:
 def record_paths(profile: str) -> list[Path]:
     """The files of all records of `profile`, whether or not a setting asks for them."""
     return sorted((root() / "results" / profile).glob("*-seed*.json"))
+
+
+@functools.cache
+def code_fingerprint() -> str:
+    """SHA-256 of the code that computes, dwa_core's, without docstrings, lines of comment and blank lines."""
+    sha = hashlib.sha256()
+    for path in sorted(Path(dwa_core.__file__).parent.glob("*.py")):
+        lines = path.read_text().split("\n")
+        for node in ast.walk(ast.parse("\n".join(lines))):
+            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+                lines[node.lineno - 1 : node.end_lineno] = [""] * (node.end_lineno - node.lineno + 1)
+        code = [line.rstrip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+        sha.update("\n".join([path.name, *code]).encode())
+    return sha.hexdigest()
+
+
+def describe_code(profile: str) -> str:
+    """One line: how many records of `profile` were made by another dwa_core than this one. That is no error."""
+    made_by = []
+    for path in record_paths(profile):
+        with contextlib.suppress(InputError):
+            made_by.append(read_record(path).get("code"))
+    other = sum(code not in (None, code_fingerprint()) for code in made_by)
+    text = f"{profile}: of {len(made_by)} records, {other} were made by other code of dwa_core than this"
+    return f"{text}, and {made_by.count(None)} are older and do not say"
 
 
 def as_setting(recorded: dict) -> Setting:
@@ -116,3 +157,9 @@ def artifacts_of_profile(profile: str, methods: tuple[str, ...]) -> dict[tuple[s
                 if kind == "teachers" or record["setting"]["method"] in methods:
                     named.setdefault((kind, student[part]["artifact"]), []).append(path.name)
     return named
+
+
+def is_at_chance(accuracy: float, classes: int, tests: int) -> bool:
+    """Whether an accuracy in percent is within three standard deviations of guessing among `classes`, or below."""
+    chance = 1 / classes
+    return accuracy <= 100 * (chance + 3 * (chance * (1 - chance) / tests) ** 0.5)

@@ -4,16 +4,20 @@ import contextlib
 import logging
 import math
 import os
+import re
 import signal
 import sys
-from collections.abc import Iterator
+import tempfile
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 from filelock import FileLock, Timeout
 
 from dwa_core import errors
-from dwa_core.errors import InputError, StorageError
+from dwa_core.errors import InputError, StoppedError, StorageError, UserError, suggest
 from dwa_paper.runs import stop
 from dwa_paper.runs.records import find_record
 from dwa_paper.settings import files, schema
@@ -29,34 +33,45 @@ KERNEL_ENVIRONMENT = {
 WITHOUT_SETTINGS = ("walkthrough", "your_own_data")  # notebooks that bring their settings themselves
 
 
-def run(setting: str, seed: int | None, max_minutes: float | None, since: float) -> None:
-    """Makes the records that are missing of what `setting` names, as `files.find_runs`, one after the other.
+def run(setting: str, seed: int | None, max_minutes: float | None, since: float, steps: int | None) -> None:
+    """Makes the records that are missing of what `setting` names, as `files.find_settings`, setting by setting.
 
     Args:
         seed: the one student seed to run; None: all that the setting asks for.
         max_minutes: the time budget of all together, which began at `since`, in seconds since 1970.
+        steps: how many records, tables and figures the call of make makes that began at `since`. The terminal then
+            shows a line for each; None: it shows all that the log has.
 
     Raises:
         UserError: as a cell of the notebook raised it; StoppedError also where the time budget is used up.
     """
     check_versions()
     stop.start_budget(max_minutes, since)
-    runs = files.find_runs(setting)
-    for parameters in runs if seed is None else [{**runs[0], "seed": seed}]:
+    for parameters in files.find_settings(setting, seed):
         asked = schema.resolve(parameters)
-        if find_record(asked) is not None:
-            print(f"{asked.name} seed {asked.seed}: recorded already")
+        missing = find_missing(asked)
+        for number in asked.seeds:
+            if number not in missing:
+                print(f"{asked.name} seed {number}: recorded already")
+        if not missing:
             continue
         stop.check()
-        with executing(asked.profile, f"{asked.name}-seed{asked.seed}") as executed:
-            if find_record(asked) is None:  # a run beside this one may have made it
+        name = asked.name if len(asked.seeds) > 1 else f"{asked.name}-seed{asked.seeds[0]}"
+        with executing(asked.profile, name) as executed:
+            if missing := find_missing(asked):  # a run beside this one may have made them
                 minutes = min(asked.max_minutes or math.inf, stop.seconds_left() / 60)
                 budget = {"max_minutes": minutes if minutes < math.inf else None}
-                execute(files.NOTEBOOKS / "setting.ipynb", executed, parameters | budget)
+                show = show_all if steps is None else results_shown(asked, since, steps)
+                execute(files.NOTEBOOKS / "setting.ipynb", executed, parameters | {"seeds": missing} | budget, show)
 
 
-def draw(product: str, profile: str) -> None:
-    """Executes notebooks/PRODUCT.ipynb, which draws a table, a figure or the report of `profile`.
+def find_missing(setting: schema.Setting) -> list[int]:
+    """Those of the setting's student seeds that have no record yet."""
+    return [seed for seed in setting.seeds if find_record(setting.model_copy(update={"seed": seed})) is None]
+
+
+def draw(product: str, profile: str, since: float, steps: int | None) -> None:
+    """Executes notebooks/PRODUCT.ipynb, which draws a table, a figure or the report of `profile`; the rest as `run`.
 
     Raises:
         UserError: as a cell of the notebook raised it; InputError where there is no such notebook or profile.
@@ -64,11 +79,60 @@ def draw(product: str, profile: str) -> None:
     check_versions()
     names = sorted(path.stem for path in files.NOTEBOOKS.glob("*.ipynb") if path.stem != "setting")
     if product not in names:
-        raise InputError(f"{product}: no notebook of this name; allowed: {', '.join(names)}")
+        raise InputError(f"{product}: no notebook of this name; {suggest(product, names)}")
     if product not in WITHOUT_SETTINGS:
         files.check_profile(profile)
+    began = time.time()
     with executing(profile, product) as executed:
-        execute(files.NOTEBOOKS / f"{product}.ipynb", executed, {"profile": profile})
+        show = show_all if steps is None else show_warnings
+        execute(files.NOTEBOOKS / f"{product}.ipynb", executed, {"profile": profile}, show)
+    if steps is not None:
+        print_step(f"{product} ... drawn", profile, began, since, steps)
+        if product == "table-1":
+            print((root() / "results" / profile / "table-1.md").read_text(), flush=True)
+
+
+def show_all(text: str) -> None:
+    """Shows on the terminal what a kernel prints."""
+    print(text, end="", flush=True)
+
+
+def show_warnings(text: str) -> None:
+    """Shows on the terminal the lines of it that begin with "warning: "."""
+    print(*re.findall("^warning: .*\n", text, re.MULTILINE), sep="", end="", flush=True)
+
+
+def results_shown(setting: schema.Setting, since: float, steps: int) -> Callable[[str], None]:
+    """A function that shows warnings, and of each student its accuracy, as notebooks/setting.ipynb prints it."""
+    began = time.time()
+
+    def show(text: str) -> None:
+        nonlocal began
+        show_warnings(text)
+        for run, accuracy in re.findall(rf"^({re.escape(setting.name)} seed \d+): (.*)$", text, re.MULTILINE):
+            print_step(f"{run} ... {accuracy}", setting.profile, began, since, steps)
+            began = time.time()
+
+    return show
+
+
+def print_step(result: str, profile: str, began: float, since: float, steps: int) -> None:
+    """Prints `result` with the number of its step among `steps`, the time since `began`, and about how long they take.
+
+    The number is that of the profile's records, tables and figures that were written `since` the first step.
+    """
+    places = (f"results/{profile}/*-seed*.json", f"results/{profile}/*.md", f"figures/{profile}/*.svg")
+    written = sum(path.stat().st_mtime >= since for place in places for path in root().glob(place))
+    done, now = min(max(written, 1), steps), time.time()
+    left = f"  about {format_time((now - since) * (steps / done - 1))} left" if done < steps else ""
+    print(f"[{done}/{steps}] {result}  {format_time(now - began)}{left}", flush=True)
+
+
+def format_time(seconds: float) -> str:
+    """Seconds as 14 s, 9 min or 3.5 h."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def unfinished(executed: Path) -> Path:
@@ -104,50 +168,92 @@ def executing(profile: str, name: str) -> Iterator[Path]:
                 folder.rmdir()
 
 
-def execute(notebook: Path, executed: Path, parameters: dict) -> None:
-    """Executes `notebook`; its copy with outputs becomes `executed` when it is done or a cell has failed."""
+def log_of(executed: Path) -> Path:
+    """Where all that is printed while `executed` is being executed goes; its last line says how it ended."""
+    return executed.with_suffix(".log")
+
+
+def execute(notebook: Path, executed: Path, parameters: dict, show: Callable[[str], None]) -> None:
+    """Executes `notebook`; its copy with outputs becomes `executed` when it is done or a cell has failed.
+
+    What it prints goes to its log, and piece by piece to `show`.
+    """
     # Imported here because what needs no notebook must not wait seconds for papermill.
+    sys.modules.setdefault("rfc3987_syntax", None)  # a grammar that jsonschema would build in half of those seconds
     import papermill
-    from jupyter_client.kernelspec import NoSuchKernel
 
     stop.check()
-    running = unfinished(executed)  # its name until it is known that there was something to run
-    for key, value in KERNEL_ENVIRONMENT.items():
-        os.environ.setdefault(key, value)
+    running, began = unfinished(executed), time.time()  # its name until it is known that there was something to run
     for number in stop.SIGNALS:
         signal.signal(number, forward)
     logging.disable()  # papermill's log would say once more that a cell failed or the kernel died
-    print(f"=== {executed.parents[1].name}: {executed.stem} ({notebook.name})", flush=True)
-    try:
-        papermill.execute_notebook(
-            str(notebook),
-            str(running),
-            parameters={key: value for key, value in parameters.items() if value is not None},
-            kernel_name="python3",
-            progress_bar=False,
-            stdout_file=sys.stdout,
-            stderr_file=sys.stderr,
-            # Errors of cells come back through papermill; the kernel's own log would add that it was shut down.
-            extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
-        )
-        running.replace(executed)
-    except NoSuchKernel:
-        raise InputError("the Jupyter kernel python3 is missing; make environment installs it") from None
-    except Exception as error:
-        name, message = getattr(error, "ename", ""), getattr(error, "evalue", "")  # of what a cell raised
-        kind = getattr(errors, name, None)
-        if name and kind not in (InputError, StorageError):
-            running.replace(executed)  # make status shows how it ended
-        if stop.received is not None:  # the signal was passed on, and ended the kernel
-            stop.check(error)
-        if kind is not None:
-            raise kind(message) from error
-        if name:
-            error.evalue += f" (in {executed})"
-        raise
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        running.unlink(missing_ok=True)
+    with log_of(executed).open("w", errors="backslashreplace") as log, empty_configuration():
+
+        def write(text: str) -> None:
+            log.write(text)
+            log.flush()
+            show(text)
+
+        stream = SimpleNamespace(write=write, flush=log.flush)
+        write(f"=== {executed.parents[1].name}: {executed.stem} ({notebook.name})\n")
+        try:
+            papermill.execute_notebook(
+                str(notebook),
+                str(running),
+                parameters={key: value for key, value in parameters.items() if value is not None},
+                kernel_name="python3",
+                progress_bar=False,
+                stdout_file=stream,
+                stderr_file=stream,
+                # Errors of cells come back through papermill; the kernel's own log would add that it was shut down.
+                extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
+            )
+            running.replace(executed)
+            log.write(f"=== done in {format_time(time.time() - began)}\n")
+        except BrokenPipeError:  # nobody reads what is shown
+            raise
+        except Exception as error:
+            failure = explain(error, executed)
+            if isinstance(failure, InputError | StorageError):
+                log_of(executed).unlink()  # nothing was done, or there is no room for it
+            elif hasattr(error, "ename"):
+                running.replace(executed)
+            log.write(f"{error}\n=== {'stopped' if isinstance(failure, StoppedError) else 'failed'}: {failure}\n")
+            raise failure from error
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            running.unlink(missing_ok=True)
+
+
+def explain(error: Exception, executed: Path) -> UserError:
+    """What a user is told of papermill's `error`, which has name and text of what a cell raised."""
+    name, message = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", str(error))
+    kind = getattr(errors, name, None)
+    if stop.received is not None:  # the signal was passed on, and ended the kernel
+        return StoppedError(stop.reason())
+    if kind is StoppedError:
+        return StoppedError(message)
+    if name == "NoSuchKernel":
+        return InputError("the Jupyter kernel python3 is missing; make environment installs it")
+    if kind in (InputError, StorageError):
+        return kind(f"{executed.stem}: {message}")
+    message = message if kind else f"{name}: {message}"
+    return (kind or UserError)(f"{executed.stem}: {message} (see {log_of(executed)}, or set DWA_DEBUG=1)")
+
+
+@contextlib.contextmanager
+def empty_configuration() -> Iterator[None]:
+    """Kernels start with KERNEL_ENVIRONMENT, and without what files in a user's home tell Python, IPython and Jupyter.
+
+    A startup file would run before the first cell, and could change every result.
+    """
+    for key, value in KERNEL_ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
+    for key in ("PYTHONSTARTUP", "JUPYTER_PATH", "JUPYTER_CONFIG_PATH"):
+        os.environ.pop(key, None)
+    with tempfile.TemporaryDirectory(prefix="dwa-", ignore_cleanup_errors=True) as empty:
+        os.environ |= dict.fromkeys(("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR"), empty)
+        yield
 
 
 def forward(number: int, _frame) -> None:

@@ -1,6 +1,7 @@
 """Distilled sets as artifacts: what determines them and so names them, made, written and read."""
 
 import io
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,9 @@ from pathlib import Path
 import datasets
 import huggingface_hub
 import numpy as np
+import pyarrow.parquet as pq
 import torch
+from datasets.table import InMemoryTable
 from PIL import Image
 
 from dwa_core import initialise
@@ -80,7 +83,7 @@ def external_folder(setting: Setting, download: bool = False) -> Path:
         InputError: `setting.distilled` is no folder, and there is no copy of it.
     """
     folder = root() / setting.distilled
-    if folder.is_dir():
+    if os.path.isdir(folder):  # False also of what can be no name; Path.is_dir raises some of that
         return folder
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", setting.distilled):
         raise InputError(f"distilled: {folder} is not a folder")
@@ -218,7 +221,8 @@ def write_parquet(pictures: torch.Tensor, classes: list[str], path: Path, storag
 
 def read_parquet(folder: Path) -> DistilledSet:
     """The distilled set stored in `folder`, as a student sees it: JPEG artefacts, if it has them, included."""
-    table = datasets.Dataset.from_parquet(str(folder / PARQUET), keep_in_memory=True)
+    # Not `Dataset.from_parquet`, whose cache knows a file by its place and time.
+    table = datasets.Dataset(InMemoryTable(pq.ParquetFile(folder / PARQUET).read()))
     pictures = np.stack([np.asarray(image.convert("RGB")) for image in table["image"]])
     return DistilledSet(
         torch.from_numpy(pictures),

@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from dwa_core.devices import Compute
 from dwa_core.errors import StoppedError, StorageError
 from dwa_paper.runs import stop
+from dwa_paper.runs.records import code_fingerprint
 from dwa_paper.settings.environment import root
 
 FORMAT_VERSION = 1
@@ -31,6 +32,7 @@ LEASE_SECONDS = 60
 LOCKS = (".lock", ".lease")
 # Every file of an artifact but itself, in the format of sha256sum.
 SUMS = "SHA256SUMS"
+CODE = code_fingerprint()  # of what this process imported; a long run leaves time for edits
 VERSIONED = ("torch", "torchvision", "datasets", "numpy", "safetensors")
 
 
@@ -96,17 +98,17 @@ def find(kind: str, name: str) -> Path | None:
     return None
 
 
-def damage(folder: Path) -> str | None:
-    """What is wrong with the artifact in `folder`, in a few words, or None."""
+def damage(folder: Path, called: str = "") -> str | None:
+    """What is wrong with the artifact in `folder` in a few words, or None; `called` is its name if not the folder's."""
     try:
         record = read_json(folder / "record.json")
     except FileNotFoundError:
         return "record.json is missing"
-    except ValueError:
+    except (ValueError, RecursionError):
         return "record.json is not JSON"
     if not isinstance(record, dict) or "settings" not in record or not isinstance(record.get("files"), dict):
         return "record.json is damaged, or of an older or newer format"
-    if not folder.name.endswith(digest(record["settings"])):
+    if not (called or folder.name).endswith(digest(record["settings"])):
         return "it was made with other settings than its name says"
     expected, found = record["files"], file_checksums(folder)
     if (folder / SUMS).is_file():  # those made before there was one have the sums in their record alone
@@ -117,6 +119,21 @@ def damage(folder: Path) -> str | None:
         if found.get(name) != expected.get(name):
             what = "is missing" if name not in found else "is damaged" if name in expected else "does not belong to it"
             return f"{name} {what}"
+    return miscount(folder, record["settings"]["ipc"]) if "ipc" in record["settings"] else None
+
+
+def miscount(folder: Path, ipc: int) -> str | None:
+    """What is wrong with the number of images of the distilled set in `folder`, in a few words, or None."""
+    import pyarrow.parquet  # here because few callers have a set to count
+
+    try:
+        table = pyarrow.parquet.read_table(folder / "train-00000-of-00001.parquet", columns=["label", "ipc_index"])
+        classes = len(json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]["label"]["names"])
+        found = sorted(zip(*(table[key].to_pylist() for key in ("ipc_index", "label")), strict=True))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"its images cannot be counted; {' '.join(repr(error).split())}"
+    if found != [(index, label) for index in range(ipc) for label in range(classes)]:
+        return f"it has {len(found)} images, and not those of its settings, {ipc} of each of {classes} classes"
     return None
 
 
@@ -246,7 +263,7 @@ def read_json(path: Path):
 
 
 def provenance(compute: Compute) -> dict:
-    """Where a result comes from: device, precision, versions, code revision and whether the tree was clean, time."""
+    """Where a result comes from: device, precision, versions, code of dwa_core, git revision and state, time."""
     command = ["git", "-C", str(Path(__file__).parent), "status", "--porcelain=v2", "--branch", "--untracked-files=no"]
     try:
         status = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
@@ -257,6 +274,7 @@ def provenance(compute: Compute) -> dict:
         "device": compute.describe(),
         "precision": str(compute.precision).removeprefix("torch."),
         "versions": {"python": platform.python_version()} | {n: importlib.metadata.version(n) for n in VERSIONED},
+        "code": CODE,
         "revision": next((line.removeprefix(heading) for line in status if line.startswith(heading)), None),
         "tree_clean": all(line.startswith("#") for line in status) if status else None,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from dwa_core import devices, models
+from dwa_core import devices, guard, models
 from dwa_core.devices import Compute
 from dwa_core.errors import InputError
 from dwa_core.seeds import TEACHER
@@ -16,6 +16,7 @@ from dwa_core.training import Batches, accuracy, fit
 from dwa_paper.runs import stop, store
 from dwa_paper.runs.checkpoint import Checkpoint
 from dwa_paper.runs.real import ImageData
+from dwa_paper.runs.records import is_at_chance
 from dwa_paper.settings.environment import root
 from dwa_paper.settings.schema import Setting, non_default
 
@@ -40,8 +41,9 @@ def describe(setting: Setting, data_fingerprint: str) -> tuple[str, dict]:
         path = root() / setting.teacher.weights
         try:
             stage["weights"] = store.checksum(path)
-        except OSError as error:
-            raise InputError(f"teacher.weights: {path} cannot be read; {error.strerror}") from None
+        except (OSError, ValueError) as error:  # the latter of what can be no name
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(f"teacher.weights: {path} cannot be read; {reason}") from None
     described = {
         "network": setting.network,
         "stem": setting.stem,
@@ -62,7 +64,12 @@ def load_or_train(setting: Setting, data: ImageData, compute: Compute) -> Teache
     name, described = describe(setting, data.fingerprint)
     folder = store.once("teachers", name, lambda: train_and_store(setting, data, compute, name, described))
     network = load(setting, len(data.classes), compute.device, folder)
-    return Teacher(name, network, store.read_json(folder / "record.json"))
+    record = store.read_json(folder / "record.json")
+    if is_at_chance(record["accuracy"]["top1"], len(data.classes), len(data.test)):
+        rate, size = setting.teacher.learning_rate, setting.teacher.batch_size
+        numbers = f"teacher.epochs {setting.teacher.epochs}, learning_rate {rate:g}, batch_size {size}"
+        print(f"warning: the teacher guesses: {record['accuracy']['top1']:.1f} % of the test images; change {numbers}")
+    return Teacher(name, network, record)
 
 
 def train_and_store(setting: Setting, data: ImageData, compute: Compute, name: str, described: dict) -> None:
@@ -97,7 +104,9 @@ def train_and_store(setting: Setting, data: ImageData, compute: Compute, name: s
         stop.restore_handlers()
         return
     with store.new_artifact("teachers", name) as folder:
-        save_file(as_stored(network), folder / "model.safetensors")
+        stored = as_stored(network)
+        guard.check_weights("teacher", stored, f"try a teacher.learning_rate below {stage.learning_rate:g}")
+        save_file(stored, folder / "model.safetensors")
         top1, top5 = accuracy(load(setting, classes, compute.device, folder), batches.test(), compute)
         tested = {"accuracy": {"top1": top1, "top5": top5}, "curve": curve}
         if processes > 1:
@@ -120,5 +129,6 @@ def load(setting: Setting, classes: int, device: torch.device, folder: Path) -> 
     """The stored teacher in `folder`, in fp32 on `device`, in eval mode and without gradients."""
     network = models.build(setting.network, classes, setting.stem, setting.images.side, seed=0)
     state = load_file(folder / "model.safetensors")
+    guard.check_weights(f"{folder}", state, "delete it, so that it is made again")
     network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
     return devices.on_device(network, device).eval().requires_grad_(False)

@@ -14,8 +14,15 @@ SECONDS = TypeAdapter(NotNegative)
 
 
 def root() -> Path:
-    """The folder of artifacts/, results/ and figures/: $DWA_ROOT, or the repository itself."""
-    return Path(os.environ.get("DWA_ROOT", Path(__file__).resolve().parents[2]))
+    """The folder of artifacts/, results/ and figures/: $DWA_ROOT, or the repository itself.
+
+    Raises:
+        InputError: DWA_ROOT is empty, as a variable that was not set leaves it; that would be the current folder.
+    """
+    folder = os.environ.get("DWA_ROOT")
+    if folder == "":
+        raise InputError("DWA_ROOT: '' is not allowed; set it to the folder of all results, or unset it")
+    return Path(folder or Path(__file__).resolve().parents[2])
 
 
 def check_environment() -> None:

@@ -1,10 +1,12 @@
 """The settings of each profile: those that settings/grid.yaml describes, and the files in settings/PROFILE/."""
 
+import difflib
 import re
 from pathlib import Path
 
-from dwa_core.errors import InputError
+from dwa_core.errors import InputError, suggest
 from dwa_paper.settings import grid
+from dwa_paper.settings.reading import load_yaml
 from dwa_paper.settings.schema import Setting, resolve, shown
 
 SETTINGS = grid.SETTINGS
@@ -13,13 +15,13 @@ NOTEBOOKS = SETTINGS.with_name("notebooks")
 
 def list_profiles() -> list[str]:
     """The profiles that have settings, sorted."""
-    return sorted({*grid.load_yaml(grid.GRID), *(path.parent.name for path in SETTINGS.glob("*/*.yaml"))})
+    return sorted({*load_yaml(grid.GRID), *(path.parent.name for path in SETTINGS.glob("*/*.yaml"))})
 
 
 def check_profile(profile: str) -> None:
     """Raises InputError if there are no settings of that profile."""
     if profile not in (profiles := list_profiles()):
-        raise InputError(f"profile: {shown(profile)} is not known; allowed: {', '.join(profiles)}")
+        raise InputError(f"profile: {shown(profile)} is not known; {suggest(profile, profiles)}")
 
 
 def list_products() -> list[str]:
@@ -29,14 +31,16 @@ def list_products() -> list[str]:
 
 def read(path: Path) -> dict:
     """The parameters of the settings file at `path`, whose profile and name must be those of its place."""
-    parameters = grid.load_yaml(path)
+    parameters = load_yaml(path)
+    if "seed" in parameters:  # which every run sets for itself
+        raise InputError(f"seed: not allowed in {path}; seeds says which student seeds are run, such as seeds: [0, 1]")
     for key, expected in {"profile": path.parent.name, "name": path.stem}.items():
         if parameters.get(key) != expected:
             raise InputError(f"{key}: {shown(parameters.get(key))} is not allowed; {path} must say {expected}")
     products, names = list_products(), parameters.get("shown_in")
     for name in names if isinstance(names, list) else []:
         if name not in products:
-            raise InputError(f"shown_in: {shown(name)} in {path} has no notebook; allowed: {', '.join(products)}")
+            raise InputError(f"shown_in: {shown(name)} in {path} has no notebook; {suggest(name, products)}")
     return parameters
 
 
@@ -53,24 +57,30 @@ def list_runs(profile: str, product: str | None = None) -> list[Setting]:
     """Every run that the settings of `profile` ask for, in all or in `product`: setting by setting, seed by seed."""
     runs = []
     for name, parameters in read_settings(profile).items():
-        try:
-            setting = resolve(parameters)
-        except InputError as error:
-            raise InputError(f"settings/{profile}/{name}.yaml: {error}") from None
+        setting = resolve_file(f"settings/{profile}/{name}.yaml", parameters)
         if product is None or product in setting.shown_in:
             runs += [setting.model_copy(update={"seed": seed}) for seed in setting.seeds]
     return runs
 
 
-def find_runs(target: str) -> list[dict]:
-    """The parameters of each run that `target` names, one for each student seed.
+def resolve_file(path: str, parameters: dict) -> Setting:
+    """As `resolve`, with the settings file in the message."""
+    try:
+        return resolve(parameters)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def find_settings(target: str, seed: int | None = None) -> list[dict]:
+    """The parameters of each setting that `target` names; their `seeds` are the student seeds that it asks for.
 
     Args:
         target: a profile, settings/PROFILE/NAME.yaml, results/PROFILE/NAME.json for all seeds of a setting, or
             results/PROFILE/NAME-seedN.json for one.
+        seed: the only one of its seeds to run; None: all.
 
     Raises:
-        InputError: there is no such setting, or it cannot be used.
+        InputError: there is no such setting, it has no such seed, or it cannot be used.
     """
     path = Path(target)
     profile, name = path.parent.name, path.stem
@@ -78,13 +88,25 @@ def find_runs(target: str) -> list[dict]:
         chosen = [(not path.exists() and grid.expand(profile).get(name)) or read(path)]
     elif path.suffix == ".json":
         check_profile(profile)
-        settings, record = read_settings(profile), re.fullmatch(r"(.+)-seed(0|[1-9]\d*)", name)
-        if record and record[1] in settings:
-            return [{**settings[record[1]], "seed": int(record[2])}]
+        settings = read_settings(profile)
+        record = re.fullmatch(r"(.+)-seed(0|[1-9]\d*)", name)
+        if name not in settings and record:
+            name, seed = record[1], int(record[2])
         if name not in settings:
-            raise InputError(f"{target}: no setting of this name; make plan PROFILE={profile} lists them")
+            close = difflib.get_close_matches(name, settings, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"make plan PROFILE={profile} lists them"
+            raise InputError(f"{target}: no setting of this name; {hint}")
         chosen = [settings[name]]
     else:
         check_profile(target)
         chosen = read_settings(target).values()
-    return [{**parameters, "seed": seed} for parameters in chosen for seed in resolve(parameters).seeds]
+    return [{**parameters, "seeds": choose_seeds(parameters, seed)} for parameters in chosen]
+
+
+def choose_seeds(parameters: dict, seed: int | None) -> list[int]:
+    """The student seeds of a setting, or `seed` alone, which must be one of them."""
+    path = f"settings/{parameters['profile']}/{parameters['name']}.yaml"
+    seeds = resolve_file(path, parameters).seeds
+    if seed is not None and seed not in seeds:
+        raise InputError(f"seed: {seed} is not one of the seeds of {path}, {seeds}; add it there")
+    return seeds if seed is None else [seed]

@@ -8,6 +8,7 @@ import yaml
 
 from dwa_core.errors import InputError
 from dwa_paper.settings import schema
+from dwa_paper.settings.reading import load_yaml
 
 SETTINGS = Path(__file__).resolve().parents[2] / "settings"
 GRID = SETTINGS / "grid.yaml"
@@ -15,19 +16,6 @@ GRID = SETTINGS / "grid.yaml"
 HEADER = b"# Generated from settings/grid.yaml by `make settings`. To change this setting here, delete this line.\n"
 # In the order of a file's lines.
 TOP_LEVEL = ("preset", "method", "distilled", "ipc", "network", "student", "authors", "tasks", "validation")
-
-
-def load_yaml(path: Path) -> dict:
-    """The mapping in the YAML file at `path`; InputError where it is missing or contains none."""
-    try:
-        content = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read; {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not YAML; {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: not a YAML mapping of keys to values")
-    return content
 
 
 def expand(profile: str) -> dict[str, dict]:

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError
 
-from dwa_core.errors import InputError
+from dwa_core.errors import InputError, shown, suggest
 from dwa_core.recipe import Count, Positive, Recipe, Seed, Strict
 from dwa_paper.settings.environment import check_environment, root
 from dwa_paper.settings.presets import AUTHORS, PRESETS, merge
@@ -23,7 +23,9 @@ ALLOWED = {
     PROFILE: "only small letters, digits and '-'",
     PRODUCT: "must be a table or figure as make calls it, such as table-1 or figure-gain",
 }
-Name = Annotated[str, Field(pattern=NAME)]  # part of file names
+# Parts of file names, of which file systems take 255 bytes with what stands around them.
+Name = Annotated[str, Field(pattern=NAME, max_length=100)]
+Profile = Annotated[str, Field(pattern=PROFILE, max_length=40)]
 Product = Annotated[str, Field(pattern=PRODUCT)]
 
 SYNTHESISED = ("sre2l", "dwa")  # the methods whose images are made, not taken
@@ -34,7 +36,7 @@ NOT_RECORDED = {"seeds", "shown_in", "max_minutes"}
 class Setting(Recipe):
     """Every number of one run, and how it is called, run and shown."""
 
-    profile: Annotated[str, Field(pattern=PROFILE)]
+    profile: Profile
     name: Name
     preset: str
     dataset: Name
@@ -50,7 +52,8 @@ class Setting(Recipe):
     tasks: Count = 1
     # This share of the training images is held out, and tested on instead of the test part: to choose by.
     validation: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    deterministic: bool = False  # bit-exact on a GPU too, and slower; a CPU is bit-exact anyway
+    # Bit-exact on a GPU too, and slower. A CPU is bit-exact anyway, with the same number of threads.
+    deterministic: bool = False
     max_minutes: Positive | None = None  # the run stops then and continues when it is run again; part of no result
 
     def record_path(self) -> Path:
@@ -75,7 +78,7 @@ def resolve(parameters: dict) -> Setting:
     given = {key: value for key, value in parameters.items() if value is not None}
     name = given.get("preset")
     if not isinstance(name, str) or name not in PRESETS:
-        raise InputError(f"preset: {shown(name)} is not known; allowed: {', '.join(PRESETS)}")
+        raise InputError(f"preset: {shown(name)} is not known; {suggest(name, PRESETS)}")
     preset = dict(PRESETS[name])
     sre2l, authors, best, recipes = (preset.pop(key) for key in ("sre2l", "authors", "best", "teacher_recipes"))
     own_recipe, teacher = preset["teacher"]["recipe"], given.get("teacher")
@@ -115,34 +118,28 @@ def non_default(stage: Strict) -> dict:
     return stage.model_dump(exclude_defaults=True, exclude={"test_every", "recipe"})
 
 
-def shown(value) -> str:
-    """`value` as a message shows it: at most 60 characters."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
 def first_line_of(error: ValidationError) -> str:
     """One line for the first of pydantic's errors: key, value, what is allowed."""
     details = error.errors()[0]
     kind, place, value = details["type"], details["loc"], details["input"]
-    key, allowed = ".".join(map(str, place)), details["msg"][0].lower() + details["msg"][1:]
+    key, allowed = ".".join(map(str, place))[:100], details["msg"][0].lower() + details["msg"][1:]
     if kind == "missing":
         return f"{key}: missing; the settings need a value for it"
     if kind == "extra_forbidden":
         model = reduce(lambda model, part: model.model_fields[part].annotation, place[:-1], Setting)
-        return f"{key}: unknown key; allowed here: {', '.join(model.model_fields)}"
+        return f"{key}: unknown key; {suggest(place[-1], model.model_fields)}"
     if kind == "model_type":
         allowed = "must hold keys and values"
     elif kind == "string_pattern_mismatch":
         allowed = ALLOWED[details["ctx"]["pattern"]]
-    elif kind in ("float_type", "int_type") and re.fullmatch(r"[-+.\de]+", str(value)):
+    elif kind in ("float_type", "int_type") and isinstance(value, str) and re.fullmatch(r"[-+.\de]+", value):
         allowed += " (a number in quotes is text, and so is 1e-3 in YAML: write 0.001 or 1.0e-3)"
     return f"{key}: {shown(value)} is not allowed; {allowed}"
 
 
 def check_values(setting: Setting) -> None:
     """Raises InputError for what the types of the fields cannot say."""
-    method, best, roll = setting.method, setting.best, setting.synthesis.roll
+    method, best, roll, side = setting.method, setting.best, setting.synthesis.roll, setting.images.side
     published = setting.teacher.published_weights()
     chosen_for = [name for name, preset in PRESETS.items() if preset["best"]]
     together = "the folder of a distilled set of others and the method external need each other"
@@ -154,12 +151,15 @@ def check_values(setting: Setting) -> None:
         ("best", not best or not setting.authors, " with authors: true; they are two answers to one question"),
         ("best", not best or method != "sre2l", " with method sre2l; it was chosen for dwa and random-real"),
         ("synthesis.roll", roll == sorted(roll), "; the first must not exceed the second"),
+        ("synthesis.roll", max(map(abs, roll)) < side, f"; must be less than images.side, {side}"),
         ("relabel.labels", setting.relabel.labels == "teacher" or setting.tasks == 1, " with tasks; allowed: teacher"),
         ("stem", setting.stem == "torchvision" or not published, " with teacher.weights; allowed: torchvision"),
     ]
     for name, stage in {"teacher": setting.teacher, "relabel": setting.relabel}.items():
         limit = f"; must be below {name}.epochs, {stage.epochs}"
         rules.append((f"{name}.warmup_epochs", stage.warmup_epochs < stage.epochs, limit))
+        padding = f"; must be less than images.side, {side}"
+        rules.append((f"{name}.crop_padding", stage.crop_padding < side, padding))
     for key, holds, reason in rules:
         if not holds:
             value = reduce(getattr, key.split("."), setting)

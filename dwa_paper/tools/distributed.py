@@ -16,13 +16,13 @@ import torch.distributed as dist
 from dwa_core import devices, models
 from dwa_core.errors import InputError
 from dwa_paper.runs import real, stop, store, tasks, teachers
-from dwa_paper.settings.files import find_runs
+from dwa_paper.settings.files import find_settings
 from dwa_paper.settings.schema import resolve
 
 
 def train_teachers(setting: str) -> None:
-    """Trains the teachers of what `setting` names, as `files.find_runs`, in the processes that torchrun started."""
-    found = resolve(find_runs(setting)[0])
+    """Trains the teachers of what `setting` names, as `files.find_settings`, in the processes that torchrun started."""
+    found = resolve(find_settings(setting)[0])
     if found.teacher.weights is not None:
         raise InputError(f"teacher.weights: {found.teacher.weights!r} leaves nothing to be trained")
     models.check_network("network", found.network, found.stem, found.images.side)

@@ -8,6 +8,7 @@ hub; `imagefolder` for torchvision's ImageFolder, which SRe2L, rethinkdc and DD-
 card, README.md.
 """
 
+import re
 import shutil
 import statistics
 import sys
@@ -27,7 +28,7 @@ from dwa_paper.runs import store, teachers
 from dwa_paper.runs.sets import PARQUET, DistilledSet, read_parquet
 from dwa_paper.settings.datasets import DATASETS
 from dwa_paper.settings.environment import root
-from dwa_paper.settings.schema import Setting
+from dwa_paper.settings.schema import NAME, Setting
 from dwa_paper.tools.plan import format_bytes, read_records
 
 CARD = Path(__file__).with_name("card.md")
@@ -53,7 +54,9 @@ def export(
         InputError: there is no such set, `to` is there already, or the soft labels cannot be made.
         StorageError: `to` cannot be written.
     """
-    folder, target = store.find("distilled", name), to or root() / "exports" / f"{name}-{format}"
+    # Names of files alone: ../x would be found, and written, elsewhere.
+    folder = store.find("distilled", name) if re.fullmatch(NAME, name) else None
+    target = to or root() / "exports" / f"{name}-{format}"
     if folder is None:
         raise InputError(f"{name}: no such distilled set under artifacts/ or results/artifacts/ of {root()}")
     if target.exists():
@@ -126,7 +129,8 @@ def write_card(distilled: DistilledSet, records: list[dict], format: str, soft_l
         format=format,
         soft_labels=soft_labels,
         accuracies=summarise_accuracies(records),
-        settings=yaml.safe_dump(records[0]["setting"] if records else made),
+        # A backtick in a name must not end the block of code that the settings are shown in.
+        settings=yaml.safe_dump(records[0]["setting"] if records else made).replace("`", "'"),
     )
 
 

@@ -19,7 +19,7 @@ from dwa_core import devices, models
 from dwa_core.errors import InputError, StoppedError, UserError
 from dwa_paper.runs import real, sets, tasks, teachers
 from dwa_paper.runs.records import artifacts_called_for, find_record
-from dwa_paper.settings.files import find_runs
+from dwa_paper.settings.files import find_settings
 from dwa_paper.settings.schema import SYNTHESISED, resolve
 
 # Ray starts a task again when its worker or machine is lost, and it continues from its checkpoint. Where a notebook
@@ -31,7 +31,7 @@ LAST_LINES = 3
 
 
 def run_all(targets: list[str], gpus_per_task: float | None, cpus_per_task: float, tasks_per_set: int) -> None:
-    """Makes the records that are missing of what `targets` name, each as `files.find_runs`; prints how each ended."""
+    """Makes the records that are missing of what `targets` name, each as `find_settings`; prints how each ended."""
     try:
         import ray
     except ImportError:
@@ -68,11 +68,13 @@ def find_missing(targets: list[str]) -> list[tuple[str, dict]]:
     """The target and the parameters of each run that `targets` name and that has no record yet."""
     found = []
     for target in targets:
-        for parameters in find_runs(target):
+        for parameters in find_settings(target):
             setting = resolve(parameters)
             path = f"results/{setting.profile}/{setting.name}.json"
-            if find_record(setting) is None:
-                found.append((os.path.abspath(target) if target.endswith(".yaml") else path, parameters))
+            path = os.path.abspath(target) if target.endswith(".yaml") else path
+            for seed in setting.seeds:
+                if find_record(setting.model_copy(update={"seed": seed})) is None:
+                    found.append((path, {**parameters, "seed": seed}))
     return found
 
 

@@ -5,6 +5,7 @@ kept for testing. The settings file, settings/mine/NAME.yaml, can be changed and
 """
 
 import os
+import re
 import shlex
 import time
 from pathlib import Path
@@ -14,13 +15,15 @@ import pandas as pd
 import yaml
 
 from dwa_core import devices, models
+from dwa_core.batches import read_image
 from dwa_core.errors import InputError
 from dwa_paper.runs import real, runner, sources
-from dwa_paper.runs.records import find_record
+from dwa_paper.runs.records import find_record, students
 from dwa_paper.settings.environment import root
 from dwa_paper.settings.files import read
 from dwa_paper.settings.presets import merge
-from dwa_paper.settings.schema import resolve, shown
+from dwa_paper.settings.reading import parse_yaml
+from dwa_paper.settings.schema import ALLOWED, NAME, resolve, shown
 
 MEASURED = 2000  # images that the sizes and the colours are taken from
 # Up to which median of the images' short sides a recipe is taken, and the side in pixels that it works at.
@@ -34,15 +37,22 @@ RECIPES = [
 def distill(folder: Path, network: str, ipc: int, differences: list[str]) -> None:
     """Writes the settings of `folder`, with `differences` as `parse_differences` takes them, and makes their record."""
     given = parse_differences(differences)
-    folder = folder.expanduser()
+    folder = Path(os.path.abspath(folder.expanduser()))  # a link keeps its own name
     if not folder.is_dir():
         raise InputError(f"DATA: {folder} is not a folder")
-    os.environ["DWA_DATA"] = str(folder.resolve().parent)
+    if not re.fullmatch(NAME, folder.name):
+        short = re.sub(r"[^A-Za-z0-9._-]+", "-", folder.name).strip("-._") or "images"
+        link = f"ln -s {shlex.quote(folder.name)} {short}"
+        raise InputError(f"DATA: {shown(folder.name)} is not allowed; {ALLOWED[NAME]}; rename it or link to it: {link}")
+    os.environ["DWA_DATA"] = str(folder.parent)
     models.find_builders("network", network)
-    path = write_settings(settings_for(folder.resolve().name, network, ipc, given))
+    path = write_settings(settings_for(folder.name, network, ipc, given))
     again = f"DWA_DATA={shlex.quote(os.environ['DWA_DATA'])} make results/{path.parent.name}/{path.stem}.json"
     print(f"settings: {path}; to run them again: {again}", flush=True)
-    runner.run(str(path), None, None, time.time())
+    setting = resolve(read(path))
+    runner.run(str(path), None, None, time.time(), None)
+    for student in students(find_record(setting.model_copy(update={"seed": setting.seeds[0]}))):
+        print(f"the distilled images for other tools: make share SET={student['distilled']['artifact']}")
 
 
 def parse_differences(texts: list[str]) -> dict:
@@ -53,7 +63,7 @@ def parse_differences(texts: list[str]) -> dict:
         stage, dot, inner = key.partition(".")
         if not equals or not stage or (dot and not inner):
             raise InputError(f"{shown(text)} is not allowed; expected key=value or stage.key=value")
-        value = yaml.safe_load(value)
+        value = parse_yaml(value, key)
         result = merge(result, {stage: {inner: value} if dot else value})
     return result
 
@@ -64,13 +74,15 @@ def settings_for(dataset: str, network: str, ipc: int, differences: dict | None 
     The recipe follows the size of the images; mean and standard deviation are measured on the training part at the
     recipe's side. `differences` are laid over what is chosen here, for example {"teacher": {"epochs": 30}}.
     """
-    differences = differences or {}
+    differences = dict(differences or {})
     if dataset == "digits":
         raise InputError("dataset: 'digits' is the name of the bundled digits; give the folder another name")
-    folder, largest = Path(os.environ["DWA_DATA"]) / dataset, RECIPES[-1][1]["images"]["side"]
-    train = sources.open_folder(dataset, folder, largest)[0]["train"]  # at this side, no file is read whole
+    train = sources.open_folder(dataset, Path(os.environ["DWA_DATA"]) / dataset)[0]["train"]
     some = train.select(np.linspace(0, len(train) - 1, min(len(train), MEASURED)).astype(int))
-    short_side = np.median([min(image.size) for image in some["image"]])
+    try:
+        short_side = np.median([min(read_image(image, row).size) for row, image in enumerate(some["image"])])
+    except ValueError as error:
+        raise InputError(f"dataset: {dataset}: training {error}") from None
     recipe = next(recipe for limit, recipe in RECIPES if short_side <= limit)
     side = merge(recipe, differences)["images"]["side"]
     pixels = real.decode(dataset, "training", some, side).numpy().reshape(-1, 3) / 255
@@ -79,8 +91,12 @@ def settings_for(dataset: str, network: str, ipc: int, differences: dict | None 
     name = f"{dataset}-{network}-{method}-ipc{ipc}"
     chosen = {"profile": "mine", "name": name, "dataset": dataset, "network": network, "method": method, "ipc": ipc}
     if "seed" in differences:
-        chosen["seeds"] = [differences["seed"]]  # the seeds that are run
-    return merge(chosen, recipe, {"images": images}, differences)
+        chosen["seeds"] = [differences.pop("seed")]  # the seeds that are run
+    parameters = merge(chosen, recipe, {"images": images}, differences)
+    for stage, count in {"teacher": len(train), "relabel": ipc * len(train.features["label"].names)}.items():
+        if (size := getattr(resolve(parameters), stage).batch_size) > count:
+            print(f"{stage}.batch_size {size} is more than the {count} images, so an epoch is a single step")
+    return parameters
 
 
 def write_settings(parameters: dict) -> Path:
@@ -99,7 +115,7 @@ def write_settings(parameters: dict) -> Path:
             if there[key] != here[key]:
                 both = f"{key} is {shown(there[key])} there and {shown(here[key])} here"
                 raise InputError(f"{path}: {both}; {otherwise}")
-    if (record := find_record(setting)) is not None:
+    if (record := find_record(setting.model_copy(update={"seed": setting.seeds[0]}))) is not None:
         device = devices.choose(setting.device).device
         data = real.load(setting.dataset, setting.images, device, validation=setting.validation)
         there, here = record["data"]["fingerprint"], data.fingerprint

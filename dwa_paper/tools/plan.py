@@ -1,8 +1,8 @@
 """What a run costs before it starts, and what of a profile is done and missing.
 
-Hours come from the seconds in earlier records of the same networks at the same side on the same device, in
-proportion to the images that pass through them; where there is no such record they are unknown. Bytes follow from
-numbers of images and parameters.
+Hours come from the seconds in earlier records of the same networks at the same side on the same device, in proportion
+to their FLOP; where there is no such record, `print_plan` estimates them by the speed of the device. Bytes follow from
+numbers of images, parameters, and activations.
 """
 
 import shutil
@@ -11,17 +11,20 @@ from collections import Counter, defaultdict
 
 from tabulate import tabulate
 
-from dwa_core import devices, models
-from dwa_core.recipe import Training
+from dwa_core import devices
+from dwa_core.errors import InputError, shown
 from dwa_paper.runs import store
 from dwa_paper.runs.real import describe_storage, place_for
 from dwa_paper.runs.records import artifacts_called_for, as_setting, find_record, read_record
+from dwa_paper.runs.sources import RESIDENT_SIDE
 from dwa_paper.settings.datasets import DATASETS
 from dwa_paper.settings.environment import root
 from dwa_paper.settings.files import check_profile, list_runs
-from dwa_paper.settings.schema import SYNTHESISED, Setting
+from dwa_paper.settings.schema import Setting
+from dwa_paper.tools import flops
 
 STAGES = ("teacher", "synthesis", "student")
+DECODED_PER_SECOND = 16 * 200  # JPEG files of some 100 kB, with as many workers as a run has at most
 DATA_FIELDS = ("training_images", "test_images", "classes", "fingerprint")
 
 
@@ -72,37 +75,26 @@ def find_data(setting: Setting, records: list[tuple[Setting, dict]]) -> dict | N
 # ------------------------------------------------------------------------------------------------- hours
 
 
-def count_passes(setting: Setting, data: dict) -> dict[str, float]:
-    """The images that pass forward through a network in each stage; a pass backward counts as two."""
-
-    def tests(stage: Training) -> int:
-        return data["test_images"] * -(-stage.epochs // stage.test_every)
-
-    synthetic = setting.ipc * data["classes"]
-    # After each of several tasks a student is trained on the sets of the classes seen so far, and tested on those.
-    students = (setting.tasks + 1) / 2
-    trained = 3 * setting.teacher.epochs * data["training_images"] + tests(setting.teacher)
-    return {
-        "teacher": trained if setting.teacher.weights is None else data["test_images"],
-        "synthesis": 3 * synthetic * setting.synthesis.iterations if setting.method in SYNTHESISED else 0,
-        "student": students * (4 * setting.relabel.epochs * synthetic + tests(setting.relabel)),
-    }
-
-
 def workload_key(setting: Setting, stage: str, device: str) -> tuple:
-    """What must be the same for the seconds per image to be the same; of the device, all except its threads."""
-    networks = (setting.network, setting.student) if stage == "student" else (setting.network,)
-    device = device.rpartition(", ")[0] or device
-    return (stage, *networks, setting.stem, setting.images.side, setting.precision, device)
+    """What must be the same for the seconds per FLOP to be the same; of the device, all except its threads."""
+    networks = (setting.network,)
+    if stage == "student":
+        networks = (setting.student, *(networks if setting.relabel.labels == "teacher" else ()))
+    return (stage, *networks, setting.stem, setting.images.side, setting.precision, flops.identify(device))
 
 
-def measure_rates(records: list[tuple[Setting, dict]]) -> dict[tuple, float]:
-    """The seconds per pass by `workload_key`: the median over the records. Sets that are not made do not count."""
+def measure_rates(records: list[tuple[Setting, dict]], settings: list[Setting], device: str) -> dict[tuple, float]:
+    """The seconds per FLOP on `device` of what `settings` do, by `workload_key`: the median over the records.
+
+    Sets that are not made do not count.
+    """
+    wanted = {workload_key(setting, stage, device) for setting in settings for stage in STAGES}
     measured = defaultdict(list)
     for setting, record in records:
-        for stage, passes in count_passes(setting, record["data"]).items():
-            if passes:
-                measured[workload_key(setting, stage, record["device"])].append(record["seconds"][stage] / passes)
+        for stage in STAGES:
+            key = workload_key(setting, stage, record["device"])
+            if key in wanted and (flop := flops.count_flop(setting, stage, record["data"])):
+                measured[key].append(record["seconds"][stage] / flop)
     return {key: statistics.median(values) for key, values in measured.items()}
 
 
@@ -111,14 +103,16 @@ def estimate(setting: Setting, data: dict | None, rates: dict[tuple, float], dev
     if data is None:
         return dict.fromkeys(STAGES)
     expected = {}
-    for stage, passes in count_passes(setting, data).items():
-        rate = 0.0 if passes == 0 else rates.get(workload_key(setting, stage, device))
-        expected[stage] = None if rate is None else rate * passes
+    for stage in STAGES:
+        flop = flops.count_flop(setting, stage, data)
+        rate = rates.get(workload_key(setting, stage, device)) if flop else 0.0
+        expected[stage] = None if rate is None else rate * flop
     return expected
 
 
 def format_hours(seconds: float | None) -> str:
-    return "unknown" if seconds is None else f"{seconds / 3600:.2f}"
+    """Seconds as hours, to hundredths, or to thousandths below a tenth."""
+    return "unknown" if seconds is None else f"{seconds / 3600:.{2 if seconds >= 360 else 3}f}" if seconds else "0"
 
 
 # ------------------------------------------------------------------------------- what one run costs
@@ -128,25 +122,24 @@ def describe_costs(setting: Setting) -> list[str]:
     """Lines that say, before any work, what a run takes in disk, memory and hours, as far as that is known."""
     records, compute, side = read_records(), devices.choose(setting.device), setting.images.side
     data = find_data(setting, records)
-    expected = estimate(setting, data, measure_rates(records), compute.describe())
+    rates = measure_rates(records, [setting], compute.describe())
+    expected = estimate(setting, data, rates, compute.describe())
     hours = ", ".join(f"{stage} {format_hours(expected[stage])}" for stage in STAGES)
     lines = [f"hours on this device, if nothing of it is there yet: {hours}"]
     if data is None:
         return [*lines, f"disk and memory: not known before {setting.dataset} has been read once"]
-    weights, student = (
-        sum(weight.numel() for weight in models.build_outline(name, data["classes"], setting.stem, side).parameters())
-        for name in (setting.network, setting.student)
-    )
+    teacher, student = flops.count_both(setting, data)
+    peak = format_bytes(flops.count_memory(setting, data, compute.precision.itemsize))
     count = data["training_images"] + data["test_images"]
     real, synthetic = count * 3 * side**2, format_bytes(setting.ipc * data["classes"] * 3 * side**2)
     place = place_for(real, side, compute.device)
     free = shutil.disk_usage(next(folder for folder in (root(), *root().parents) if folder.exists())).free
     decoded = "" if place == "files" else f", decoded real images {format_bytes(real)}"
     lines += [
-        f"disk, of which {format_bytes(free)} are free: teacher {format_bytes(2 * weights)}, distilled set at most "
-        f"{synthetic}, its checkpoint as much, the student's checkpoint {format_bytes(12 * student)}{decoded}",
-        f"memory of the device: distilled images {synthetic}, twice that of the host while they are read; what the "
-        "networks need for their batches is not known beforehand",
+        f"disk, of which {format_bytes(free)} are free: teacher {format_bytes(2 * teacher.parameters)}, distilled set "
+        f"at most {synthetic}, its checkpoint as much, the student's checkpoint {format_bytes(12 * student.parameters)}"
+        f"{decoded}",
+        f"memory of the device: about {peak}, with distilled images {synthetic}; of the host: twice these images",
         f"real images: {count:,}, {describe_storage(real, side, compute.device, place)} by the memory that is free now",
     ]
     if place == "files":
@@ -166,31 +159,65 @@ def format_bytes(count: float) -> str:
 # ---------------------------------------------------------------------------------- what is left to do
 
 
-def print_plan(profile: str) -> None:
-    """Prints how much of `profile` is done, the hours of what is missing, and a line per setting, finished last."""
+def print_plan(profile: str, device: str = "here") -> None:
+    """Prints how much of `profile` is done, the hours of what is missing, and a line per setting, finished last.
+
+    Args:
+        device: which the hours are for: one of flops.DEVICES, or "here".
+    """
     check_profile(profile)
-    records, device, runs = read_records(), devices.choose().describe(), list_runs(profile)
-    rates, missing = measure_rates(records), [setting for setting in runs if find_record(setting) is None]
+    if device not in ("here", *flops.DEVICES):
+        raise InputError(f"device: {shown(device)} is not known; allowed: here, {', '.join(flops.DEVICES)}")
+    device = devices.choose().describe() if device == "here" else device
+    records, runs = read_records(), list_runs(profile)
+    missing = [setting for setting in runs if find_record(setting) is None]
+    rates = measure_rates(records, missing, device)
     asked_for, left = (Counter(setting.name for setting in some) for some in (runs, missing))
-    stored, rows, expected = {}, [], []
+    stored, rows, totals, planned = {}, [], Counter(), []
     for name, setting in {setting.name: setting for setting in missing}.items():
         data = find_data(setting, records)
-        seconds = estimate(setting, data, rates, device)
+        expected, cells = estimate(setting, data, rates, device), []
         shares = {**share_to_make(setting, data, stored), "student": left[name]}
         for stage, share in shares.items():
-            seconds[stage] = 0.0 if not share else seconds[stage] and seconds[stage] * share
-        expected.append(seconds.values())
-        cells = ["shared" if shares[stage] is None else format_hours(seconds[stage]) for stage in STAGES]
+            seconds, mark = expected[stage] if share else 0.0, ""
+            if seconds is None and data is not None:
+                seconds, mark = flops.count_flop(setting, stage, data) / flops.find_speed(device)[0], "~"
+            if seconds and share:
+                seconds *= share
+                totals += Counter({stage: seconds, mark: seconds})
+            cells.append("shared" if share is None else mark + format_hours(seconds))
         rows.append([*cells, f"{asked_for[name] - left[name]}/{asked_for[name]}", name])
+        planned += [] if data is None else [(setting, data, shares)]
+    rows.insert(
+        0, [*(format_hours(totals[stage]) for stage in STAGES), f"{len(runs) - len(missing)}/{len(runs)}", "all"]
+    )
     rows += [["", "", "", f"{count}/{count}", name] for name, count in asked_for.items() if not left[name]]
-    hours, unknown = sum(sum(filter(None, each)) for each in expected) / 3600, sum(None in each for each in expected)
     print(f"{profile}: {len(runs) - len(missing)} of {len(runs)} records are there.")
-    total = f"{hours:.1f}" if hours or not unknown else "unknown"
-    print(f"Hours of the others, as far as measured on this device ({device}): {total}")
-    print(f"For {unknown} settings at least one stage was never measured here.")
+    print(f"Hours of the others on {device}: {totals[''] / 3600:.1f} by records of the same networks on it.")
+    if totals["~"]:
+        print(f"Estimated beside them, and marked ~: {totals['~'] / 3600:.1f}, at {flops.find_speed(device)[1]}.")
+    if len(planned) < len(left):
+        print(f"Unknown, for their data were not read yet: those of {len(left) - len(planned)} settings.")
+    if planned:
+        print(describe_needs(planned))
     print("Each teacher and each distilled set counts once, where it is first needed; below that it is shared.\n")
     headers, align = ["hours: teacher", "synthesis", "students", "done", "setting"], ("right",) * 3 + ("left",) * 2
     print(tabulate(rows, headers, tablefmt="plain", disable_numparse=True, colalign=align))
+
+
+def describe_needs(planned: list[tuple[Setting, dict, dict]]) -> str:
+    """What settings, of which the data are known, need beside hours; the dicts are the data and the shares to run."""
+    disk, peak, name, decoded = 0.0, 0, "", 0
+    for setting, data, shares in planned:
+        images = setting.ipc * data["classes"] * 3 * setting.images.side**2
+        weights = 2 * flops.count_both(setting, data)[0].parameters
+        disk += images * (shares["synthesis"] or 0) + weights * (shares["teacher"] or 0)
+        peak, name = max((peak, name), (flops.count_memory(setting, data), setting.name))
+        decoded += flops.count_tested(setting.relabel, data) * shares["student"] * (setting.images.side > RESIDENT_SIDE)
+    largest = f"about {format_bytes(peak)} of GPU memory, for {name}"
+    hours = f"{decoded / DECODED_PER_SECOND / 3600:.1f}"
+    files = f"; to decode {decoded:,} test images from files, {hours} more hours of 16 CPU cores" if decoded else ""
+    return f"They need at most {format_bytes(disk)} of disk beside data sets; {largest}{files}."
 
 
 def share_to_make(setting: Setting, data: dict | None, stored: dict[str, bool]) -> dict[str, float | None]:
@@ -201,6 +228,8 @@ def share_to_make(setting: Setting, data: dict | None, stored: dict[str, bool]) 
 
     Returns: by stage; None where all that is missing is needed by an earlier setting too.
     """
+    if setting.method == "external":  # named after its files, and a plan downloads none
+        setting = setting.model_copy(update={"method": "random-real"})
     if data is None or data["classes"] % setting.tasks:  # the names then only tell the artifacts of settings apart
         text = f"unknown, {setting.validation} held out, {setting.tasks} tasks"
         data = {"fingerprint": text, "classes": setting.tasks}

@@ -1,65 +1,126 @@
-"""Whether what is stored is right: artifacts by checksums, records by artifacts, tables by records."""
+"""Whether what is stored is right: artifacts by checksums, records by artifacts and settings, tables by records.
 
-import os
+docs/reliability.md says which changes by hand this finds, and which no check inside a repository can.
+"""
+
 import re
-import shutil
 import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from dwa_core.errors import InputError, UserError
-from dwa_paper.report import product
+from dwa_paper.report import prose, results
 from dwa_paper.runs import records, store
 from dwa_paper.settings import files
 from dwa_paper.settings.environment import root
 from dwa_paper.settings.schema import SYNTHESISED, Setting
-
-BASES = ("artifacts", "results/artifacts")
-KINDS = ("teachers", "distilled", "data")  # of artifacts; what else lies beside them is none
+from dwa_paper.tools import again
 
 
-def verify(profile: str) -> None:
-    """Checks the local artifacts, and the records and tables of `profile`; prints what it could not check.
+def verify(profile: str, rerun: int = 0) -> None:
+    """Checks the local artifacts, and the records, tables and figures of `profile`; prints what it could not check.
+
+    Args:
+        rerun: how many records, drawn at random, are made again and compared.
 
     Raises:
-        InputError: no such profile.
+        InputError: no such profile, or a negative `rerun`.
         UserError: it has no results yet.
         ExceptionGroup: of a UserError for each problem.
     """
     files.check_profile(profile)
+    if rerun < 0:
+        raise InputError(f"--rerun: {rerun} is not allowed; must be 0 or more")
     folder = root() / "results" / profile
     if not folder.is_dir():
         raise UserError(f"{folder}: there is nothing yet; make reproduce PROFILE={profile} makes it")
-    problems = check_records(profile)
-    # Tables cannot be drawn from records that cannot be read.
-    problems = check_artifacts() + (problems or check_tables(profile))
-    for line in list_absent(profile):
-        print(line)
+    problems, absent = check_artifacts() + check_runs(profile), find_absent(profile)
+    if unreadable := check_records(profile):  # tables cannot be drawn from records that cannot be read
+        problems += unreadable
+    else:
+        incomplete = {path for paths in absent.values() for path in paths}
+        problems += compare_records(profile) + again.check_products(profile) + check_pages(profile)
+        problems += again.check_records(profile, rerun, incomplete)
+    for (kind, name), paths in absent.items():
+        print(f"{kind}/{name}: not local, so not checked; records that name it: {len(set(paths))}")
+    print(records.describe_code(profile))
     if problems:
         raise ExceptionGroup("verify", [UserError(line) for line in problems])
     count = len(records.record_paths(profile))
-    print(f"{profile}: everything matches: {count} records, their tables and all local artifacts")
+    print(f"{profile}: everything matches: {count} records, their tables and figures and all local artifacts")
 
 
 def check_artifacts() -> list[str]:
     """Problems of the local artifacts, one line each: their checksums, and the settings that gave them their names."""
-    finished = "[!.]*/"  # not the folders that a run is filling
-    folders = [path for base in BASES for kind in KINDS for path in sorted((root() / base / kind).glob(finished))]
-    return [f"{folder}: {problem}" for folder in folders if (problem := store.damage(folder))]
+    return [f"{folder}: {problem}" for folder in again.list_artifacts() if (problem := store.damage(folder))]
 
 
-def list_absent(profile: str) -> list[str]:
-    """The artifacts that records of `profile` name and that are not local, one line each.
+def check_runs(profile: str) -> list[str]:
+    """One line for each run with a record that is not that of its settings now, or that git knows and that is gone.
 
-    That is no error, but they could not be checked. Sets of real images, drawn again in a moment, are left out.
+    Prints which runs have never had a record.
     """
-    return [
-        f"{kind}/{name}: not local, so not checked; records that name it: {len(set(paths))}"
-        for (kind, name), paths in records.artifacts_of_profile(profile, (*SYNTHESISED, "external")).items()
-        if find_local(kind, name) is None
-    ]
+    lines, waiting, committed = [], {}, list_committed(profile)
+    for setting in files.list_runs(profile):
+        path = setting.record_path()
+        if not path.is_file() and path.name in committed:
+            lines.append(f"{path}: it was committed and is gone; bring it back from git, or make makes it again")
+        elif not path.is_file():
+            waiting.setdefault(setting.name, []).append(str(setting.seed))
+        elif records.find_record(setting) is None:
+            lines.append(f"{path}: {describe_change(path, setting)}; make makes it again")
+    for name, seeds in waiting.items():
+        print(f"{profile}: {name} has no record yet of seed {', '.join(seeds)}")
+    return lines
+
+
+def describe_change(path: Path, setting: Setting) -> str:
+    """In what the record at `path`, which is no record of `setting`, differs from it."""
+    try:
+        recorded = records.as_setting(records.read_record(path)["setting"]).recorded()
+    except (ValueError, KeyError):
+        return "it cannot be read"
+    before, now = ({**each, **results.read_numbers(each)} for each in (recorded, setting.recorded()))
+    changed = [key for key in now if before[key] != now[key] and not isinstance(now[key], dict)]
+    texts = [f"{key} {before[key]}, and its settings give {now[key]} now" for key in changed]
+    return "it has " + ("; ".join(texts) or "weights or a distilled set of your own that have changed")
+
+
+def list_committed(profile: str) -> set[str]:
+    """The names of the files in results/PROFILE that were ever committed; none where there is no git."""
+    history = ["log", "--format=", "--name-only", "--no-renames", "--diff-filter=A", "--", f"results/{profile}"]
+    try:
+        done = subprocess.run(["git", "-C", root(), *history], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return set()
+    return {Path(line).name for line in done.stdout.splitlines()}
+
+
+def compare_records(profile: str) -> list[str]:
+    """Where two records have one curve, but another seed, teacher or set; or one set, but another diversity."""
+    lines, curves, measured = [], {}, {}
+    for path in records.record_paths(profile):
+        record = records.read_record(path)
+        for student in records.students(record):
+            made_from = (student["teacher"]["artifact"], student["distilled"]["artifact"])
+            run = (record["setting"]["seed"], *made_from)
+            first, other = curves.setdefault(tuple(entry["loss"] for entry in student["curve"]), (path, run))
+            if run != other:
+                lines.append(f"{path}: its curve is that of {first}, which is another run; one of them was copied")
+            diversity = student.get("diversity")
+            first, other = measured.setdefault(made_from, (path, diversity)) if diversity else (path, diversity)
+            if again.diversity_differs(diversity, other):
+                lines.append(f"{path}: its diversity is not that of {first}, which has the same distilled set")
+    return lines
+
+
+def find_absent(profile: str) -> dict[tuple[str, str], list[str]]:
+    """Kind and name of the artifacts that records of `profile` name and that are not local, with those records.
+
+    That is no error, but they cannot be checked. Sets of real images, drawn again in a moment, are left out.
+    """
+    named = records.artifacts_of_profile(profile, (*SYNTHESISED, "external"))
+    return {artifact: paths for artifact, paths in named.items() if again.find_local(*artifact) is None}
 
 
 def check_records(profile: str) -> list[str]:
@@ -80,10 +141,11 @@ def record_problems(path: Path) -> list[str]:
 
     Its settings and the fingerprint of its data determine the names of its teachers and its distilled sets, and those
     must be the ones it names. Where artifacts are local, their checksums must be the ones it holds. Its accuracies
-    must be those of its curves.
+    must be those of its curves, and each a whole number of test images.
     """
     record = records.read_record(path)
     setting = records.as_setting(record["setting"])
+    tests = record["data"]["test_images"] if setting.tasks == 1 else None
     lines = [] if path == setting.record_path() else [f"its settings belong to {setting.record_path()}"]
     called_for = records.artifacts_called_for(setting, record["data"])
     for expected, named in zip(called_for, records.artifacts_named(record), strict=True):
@@ -91,14 +153,22 @@ def record_problems(path: Path) -> list[str]:
             lines.append(f"its settings call for {expected}, it names {named}")
     for student in records.students(record):
         lines += [*artifact_problems(student), *curve_problems(setting, student)]
+        tested = [student["teacher"]["accuracy"], *student["curve"]] if tests else []
+        shares = [entry[key] for entry in tested for key in ("top1", "top5") if key in entry]
+        lines += [f"{share} % is no share of {tests} test images" for share in shares if not is_share(share, tests)]
     return lines
+
+
+def is_share(percent: float, count: int) -> bool:
+    """Whether an accuracy, stored with three decimals, is a whole number of `count` test images."""
+    return abs(percent - 100 * round(percent * count / 100) / count) < 0.0006
 
 
 def artifact_problems(student: dict) -> Iterator[str]:
     """Where what a record says of a student's teacher and distilled set differs from the local ones."""
     for kind, part in (("teachers", "teacher"), ("distilled", "distilled")):
         named = student[part]
-        if (folder := find_local(kind, named["artifact"])) is None:
+        if (folder := again.find_local(kind, named["artifact"])) is None:
             continue
         stored = store.read_json(folder / "record.json")
         differing = {name for name, _ in stored["files"].items() ^ named["files"].items()}
@@ -119,45 +189,12 @@ def curve_problems(setting: Setting, student: dict) -> Iterator[str]:
         yield f"its curve has {len(student['curve'])} epochs, its settings {setting.relabel.epochs}"
 
 
-def find_local(kind: str, name: str) -> Path | None:
-    """The artifact's folder, damaged or not: `check_artifacts` looks at that."""
-    folders = (root() / base / kind / name for base in BASES)
-    return next((folder for folder in folders if (folder / "record.json").is_file()), None)
-
-
-def check_tables(profile: str) -> list[str]:
-    """Where the tables of `profile` differ from those that its records give, one line each."""
-    folder = root() / "results" / profile
-    kept = read_tables(folder)
-    # Also a table that no setting is shown in, where somebody has asked for it by its name.
-    asked_for = {Path(name).stem for name in kept} & {*files.list_products()}
-    lines = []
-    with tempfile.TemporaryDirectory() as scratch:
-        drawn_in = Path(scratch) / "results" / profile
-        drawn_in.mkdir(parents=True)
-        for path in records.record_paths(profile):
-            shutil.copy(path, drawn_in)
-        for name in sorted(asked_for | {*product.products(files.list_runs(profile))}):
-            if not name.startswith("figure-"):
-                command = [sys.executable, "-m", "dwa_paper", "draw", name, "--profile", profile]
-                variables = {**os.environ, "DWA_ROOT": scratch}
-                done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
-                lines += [f"{name}: {done.stderr.strip()}"] if done.returncode != 0 else []
-        drawn = read_tables(drawn_in)
-    if lines:
-        return lines
-    for name in sorted({*kept, *drawn}):
-        if name not in kept:
-            lines.append(f"{folder / name}: it is missing; make reproduce PROFILE={profile} makes it")
-        elif name not in drawn:
-            lines.append(f"{folder / name}: no notebook makes it from the records")
-        elif kept[name] != drawn[name]:
-            lines.append(f"{folder / name}: differs from what the records give; delete it, and make draws it again")
-    return lines
-
-
-def read_tables(folder: Path) -> dict[str, str]:
-    """The texts of the tables in `folder` by file name, without the line that says what each was drawn from."""
-    drawn_from = re.compile(r"\s*<!-- drawn from .*-->\s*$")
-    tables = (path for path in folder.iterdir() if path.suffix in (".md", ".csv"))
-    return {path.name: drawn_from.sub("\n", path.read_text()) for path in tables}
+def check_pages(profile: str) -> list[str]:
+    """The numbers that README and docs/ quote wrongly, one line each, if they quote `profile` at all."""
+    quoted = re.compile(rf"<!-- (?=[a-z])[^<>\n]*\b{re.escape(profile)}\b")
+    if not any(quoted.search(page.read_text()) for page in prose.pages()):
+        return []
+    try:
+        return prose.find_differences()
+    except InputError as error:
+        return [str(error)]

@@ -76,7 +76,7 @@ def streamed(pictures, monkeypatch):
     monkeypatch.setattr(batches.os, "cpu_count", lambda: 1)
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
     encoded = {"image": [Image.fromarray(picture) for picture in pictures], "label": [0] * 9 + [1] * 8}
-    dataset = datasets.Dataset.from_dict(encoded, features=features)
+    dataset = datasets.Dataset.from_dict(encoded, features=features).cast_column("image", datasets.Image(decode=False))
     return lambda device: batches.Streamed(dataset, 72, device)
 
 

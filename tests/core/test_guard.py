@@ -61,7 +61,7 @@ def test_training_with_too_large_a_rate_ends_with_epoch_batch_and_setting(tiny_s
             {"rho": 100.0},
             r"the BatchNorm term of layer \d is .* in iteration 4, \d+ times .*; try a synthesis.rho below",
         ),
-        ({"rho": 1e30}, r"is (nan|inf) in iteration 1; try a synthesis.learning_rate below 0.25 or a rho below 1e\+30"),
+        ({"rho": 1e30}, r"is (nan|inf) in iteration 1; try a synthesis.rho below 1e\+30"),
     ],
 )
 def test_synthesis_that_goes_wrong_ends_with_iteration_term_and_setting(

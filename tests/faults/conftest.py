@@ -4,7 +4,7 @@ import signal
 
 import papermill
 import pytest
-from fault_tools import execute_here
+from fault_tools import execute_here, snapshot
 
 from dwa_paper.__main__ import main
 
@@ -20,3 +20,30 @@ def command(monkeypatch):
     yield lambda *arguments: main([*map(str, arguments)])
     for number, handler in handlers.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture
+def place(tmp_path, own_root, monkeypatch):
+    """The folder that holds everything a run could change: the root, the settings, the data."""
+    own_root.mkdir()
+    (tmp_path / "trial").mkdir()
+    (tmp_path / "data").mkdir()
+    return tmp_path
+
+
+@pytest.fixture
+def refusal(command, place, capsys):
+    """A function that runs a command, checks all that every refusal has in common, and returns its line."""
+
+    def ask(*arguments, code: int = 2) -> str:
+        before = snapshot(place)
+        returned = command(*arguments)
+        line = capsys.readouterr().err
+        assert returned == code, line
+        assert line.startswith("error: ")
+        assert line.count("\n") == 1
+        assert "Traceback" not in line
+        assert snapshot(place) == before
+        return line
+
+    return ask

@@ -9,55 +9,16 @@ import os
 import re
 from pathlib import Path
 
-import datasets
 import numpy as np
 import papermill
 import pytest
 import torch
 import yaml
-from fault_tools import make, snapshot
+from fault_tools import GOOD, make, parquet, settings_file, snapshot, tree
 from jupyter_client.kernelspec import NoSuchKernel
 from PIL import Image
 
 from dwa_paper.runs import real, stop
-
-GOOD = {"preset": "digits", "method": "dwa", "ipc": 1, "network": "convnet-8", "device": "cpu"}
-
-
-@pytest.fixture
-def place(tmp_path, own_root, monkeypatch):
-    """The folder that holds everything a run could change: the root, the settings, the data."""
-    own_root.mkdir()
-    (tmp_path / "trial").mkdir()
-    (tmp_path / "data").mkdir()
-    return tmp_path
-
-
-@pytest.fixture
-def refusal(command, place, capsys):
-    """A function that runs a command, checks all that every refusal has in common, and returns its line."""
-
-    def ask(*arguments, code: int = 2) -> str:
-        before = snapshot(place)
-        returned = command(*arguments)
-        line = capsys.readouterr().err
-        assert returned == code, line
-        assert line.startswith("error: ")
-        assert line.count("\n") == 1
-        assert "Traceback" not in line
-        assert snapshot(place) == before
-        return line
-
-    return ask
-
-
-def settings_file(place: Path, text: str | None = None, **changed) -> Path:
-    path = place / "trial" / "bad.yaml"
-    path.write_text(
-        text if text is not None else yaml.safe_dump({"profile": "trial", "name": "bad", **GOOD, **changed})
-    )
-    return path
-
 
 # --------------------------------------------------------------------------------------------- settings
 
@@ -140,7 +101,7 @@ def test_bad_settings_file(case, refusal, place):
 def test_settings_file_that_is_not_text(refusal, place):
     path = settings_file(place, "")
     path.write_bytes(b"\x89PNG\xff\xfe")
-    assert "not YAML" in refusal("run", path)
+    assert "not UTF-8" in refusal("run", path)
 
 
 def test_settings_file_that_is_not_there(refusal, place):
@@ -172,7 +133,7 @@ def test_bad_argument(arguments, refusal, place):
     ],
 )
 def test_unknown_profile(arguments, refusal):
-    assert refusal(*arguments).startswith("error: profile: 'papre' is not known; allowed: ")
+    assert refusal(*arguments).startswith("error: profile: 'papre' is not known; ")
 
 
 @pytest.mark.parametrize(
@@ -182,7 +143,7 @@ def test_unknown_profile(arguments, refusal):
         (["paint"], "invalid choice: 'paint'"),
         (["plan"], "the following arguments are required: profile"),
         (["run", "results/demo/none.json"], "results/demo/none.json: no setting of this name"),
-        (["draw", "table-7"], "table-7: no notebook of this name; allowed: figure-accuracy, "),
+        (["draw", "table-7"], "table-7: no notebook of this name; "),
         (["draw", "setting"], "setting: no notebook of this name"),
         (["missing", "demo", "table-7"], "table-7: no table or figure of this name"),
         (["share", "none"], "none: no such distilled set"),
@@ -205,31 +166,6 @@ def test_papermill_parameter_that_the_notebook_does_not_know(refusal, place, mon
 
 
 # ------------------------------------------------------------------------------------------------- data
-
-
-def picture(seed: int = 0) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (16, 16, 3), np.uint8))
-
-
-def tree(place: Path) -> Path:
-    folder = place / "data" / "own"
-    for part in ("train", "test"):
-        for label in ("a", "b"):
-            (folder / part / label).mkdir(parents=True)
-            for number in range(2):
-                picture(number).save(folder / part / label / f"{number}.png")
-    return folder
-
-
-def parquet(place: Path, columns=("image", "label"), labels=(0, 1, 0, 1), names=("a", "b")) -> Path:
-    folder = place / "data" / "own"
-    folder.mkdir()
-    label = datasets.ClassLabel(names=list(names)) if names else datasets.Value("int64")
-    features = datasets.Features({columns[0]: datasets.Image(), columns[1]: label})
-    for part in ("train", "test"):
-        rows = {columns[0]: [picture(number) for number in range(4)], columns[1]: list(labels)}
-        datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / f"{part}-0.parquet")
-    return folder
 
 
 def empty(place):
@@ -297,7 +233,7 @@ def with_another_image_column(place):
 
 def with_another_label_column(place):
     parquet(place, columns=("image", "kind"))
-    return "no column fine_label or label; its columns: image, kind"
+    return "no column fine_label or label or class_id; its columns: image, kind"
 
 
 def with_labels_that_are_plain_numbers(place):
@@ -442,7 +378,7 @@ def own_settings(checkout):
 
 def test_make_answers_a_bad_setting(checkout, own_settings):
     own_settings(ipc=0)
-    assert "error: ipc: 0 is not allowed" in refused_by_make(checkout, "results/trial/bad.json")
+    assert "ipc: 0 is not allowed" in refused_by_make(checkout, "results/trial/bad.json")
 
 
 def test_make_answers_what_a_real_kernel_finds(checkout, own_settings, tmp_path):
@@ -450,7 +386,8 @@ def test_make_answers_what_a_real_kernel_finds(checkout, own_settings, tmp_path)
     own_settings(dataset="own", ipc=2)
     expected = with_one_image_too_few(tmp_path)
     line = refused_by_make(checkout, "results/trial/bad.json", DWA_DATA=str(tmp_path / "data"))
-    assert line == f"error: {expected}"
+    assert line.startswith("error: ")
+    assert line.endswith(expected)
 
 
 def test_make_answers_a_settings_file_with_a_space_in_its_name(checkout, own_settings):

@@ -21,12 +21,14 @@ def test_gain_of_the_paper_and_ours(add):
 
 
 def bars_of(axis) -> dict[str, dict[str, float]]:
-    """The heights of the bars that are there, by series and by the label under them."""
-    names = [label.get_text().replace("\n", ", ") for label in axis.get_xticklabels()]
+    """The heights of the bars, by series and by the label under them."""
+    names = dict(zip(axis.get_xticks(), [label.get_text() for label in axis.get_xticklabels()], strict=True))
     found = {}
     for bars in axis.containers[1::2]:
-        heights = {name: bar.get_height() for name, bar in zip(names, bars, strict=True)}
-        found[bars.get_label()] = {name: pytest.approx(height) for name, height in heights.items() if height}
+        for bar in bars:
+            nearest = min(names, key=lambda x, bar=bar: abs(x - bar.get_x() - bar.get_width() / 2))
+            heights = found.setdefault(bars.get_label(), {})
+            heights[names[nearest].replace("\n", ", ")] = pytest.approx(bar.get_height())
     return found
 
 
@@ -63,6 +65,35 @@ def test_gain_of_lite_is_of_every_data_set_with_a_recorded_pair(monkeypatch):
     ours = [heights for series, heights in bars_of(axis).items() if series != "the paper"]
     assert {label.split(",")[0] for heights in ours for label in heights} == recorded
     assert {"cifar10", "cifar100"} <= recorded
+
+
+def test_accuracy_has_the_value_at_each_bar_the_defaults_first_and_then_variants(add):
+    add("authors", 31.0, 33.0, authors=True, seeds=[0, 1])
+    add("batch", 35.0, relabel={"batch_size": 50}, seeds=[0])
+    add("plain", 30.0, seeds=[0])
+    add("real", 40.0, method="random-real", seeds=[0])
+    add("later", 20.0, preset="cifar100", seeds=[0])
+    axis = charts.accuracy_bars(runs_of("trial")).axes[0]
+    labels = [label.get_text() for label in axis.get_yticklabels()]
+    assert labels == ["random real", "DWA", "DWA, student's batch size 50", "DWA", "DWA"]
+    assert [text.get_text() for text in axis.texts] == [
+        *("cifar10, ipc 10, resnet18, defaults", "40.0", "30.0", "35.0"),
+        *("cifar10, ipc 10, resnet18, authors' code", "32.0, paper 32.6"),
+        *("cifar100, ipc 10, resnet18, defaults", "20.0"),
+    ]
+
+
+def test_variants_are_readable():
+    variant = "relabel.teacher_batch_statistics True, synthesis.r_bn 0.03, teacher.seed 1, images.side 16"
+    assert charts.readable(variant) == "teacher's batch statistics, r_bn 0.03, teacher's seed 1, side 16"
+
+
+def test_sweeps_say_the_spread_over_students_or_that_there_is_one(add):
+    add("one", 40.0, seeds=[0])
+    for draw in (charts.variance_curves, charts.steps_rho_map):
+        assert "seed noise not measured" in draw(runs_of("trial", "table-1")).axes[0].get_xlabel()
+    add("three", 40.0, 41.0, 42.0, synthesis={"rho": 0.03})
+    assert "seed noise: ±1.0 " in charts.steps_rho_map(runs_of("trial", "table-1")).axes[0].get_xlabel()
 
 
 def test_gain_not_run_yet_shows_the_paper_alone(add):
@@ -171,3 +202,26 @@ def test_figure_of_nothing_says_so(draw, add):
     add("dwa", ipc=3)
     (text,) = draw(runs_of("trial", "table-1")).axes[0].texts
     assert "yet" in text.get_text() or "on this machine" in text.get_text()
+
+
+def test_gallery_shows_sets_of_one_teacher_and_recipe_that_most_methods_have(add):
+    for name, teacher, given in (
+        ("dwa-plain", "t-1", {}),
+        ("dwa-authors", "t-2", {"authors": True}),
+        ("dwa-authors-50", "t-2", {"authors": True, "ipc": 50}),
+        ("sre2l-authors", "t-2", {"authors": True, "method": "sre2l"}),
+    ):
+        made = {"teacher": {"artifact": teacher, "accuracy": {"top1": 90.0}}}
+        add(name, 40.0, seeds=[0], record=made, **given)
+    chosen = pictures.choose_sets([pictures.StoredSet(run.record, None, "") for run in runs_of("trial")])
+    names = [(method, stored.record["setting"]["name"]) for method, stored in chosen.items()]
+    assert names == [("sre2l", "sre2l-authors"), ("dwa", "dwa-authors")]
+
+
+def test_sets_of_a_teacher_at_chance_are_not_drawn(add, monkeypatch, tmp_path, capsys):
+    for name, top1 in (("learnt", 90.0), ("chance", 10.1)):
+        made = {"distilled": {"artifact": f"set-{name}"}, "teacher": {"artifact": "t", "accuracy": {"top1": top1}}}
+        add(name, 40.0, seeds=[0], record=made, synthesis={"rho": top1})
+    monkeypatch.setattr(pictures.store, "find", lambda kind, name: tmp_path)
+    assert [stored.record["setting"]["name"] for stored in pictures.find_sets(runs_of("trial"))] == ["learnt"]
+    assert capsys.readouterr().out == "set-chance: its teacher is no better than chance, so it is not drawn\n"

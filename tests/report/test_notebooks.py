@@ -28,6 +28,7 @@ RECORD_FIELDS = {
     "precision",
     "device",
     "versions",
+    "code",
     "revision",
     "tree_clean",
     "finished",

@@ -9,7 +9,7 @@ import sys
 import pandas as pd
 import pytest
 
-from dwa_paper.report import charts, page, product, tables
+from dwa_paper.report import charts, page, product, results, tables
 from dwa_paper.report.product import Product, runs_of
 from dwa_paper.settings import files
 
@@ -81,6 +81,8 @@ def test_table_is_markdown_with_title_caption_and_source_and_csv(add, tmp_path):
     )
     assert re.search(r"\n\n<!-- drawn from [0-9a-f]{10} -->\n$", text)
     frame = pd.read_csv(csv)
+    assert frame["records"].dropna().tolist() == ["dwa10-seed0.json"]
+    assert frame["method"].tolist()[-1] not in results.METHODS, "quoted rows come last"
     assert frame[frame["network"].notna()]["difference"].tolist() == [-1.6]
     shown = page.tables("trial")["table-1"]
     assert shown.title == "Table 1: students trained on distilled images"
@@ -90,8 +92,14 @@ def test_table_is_markdown_with_title_caption_and_source_and_csv(add, tmp_path):
 def test_title_caption_and_source_are_kept_in_both_files_of_a_figure(add, tmp_path):
     add("dwa10", 31.0, shown_in=["figure-variance"])
     charts.use_style()
-    Product("figure-variance", VARIABLES).write_figure(charts.empty_figure("nothing"))
-    path = tmp_path / "figures" / "trial" / "figure-variance.png"
+    path, drawn = tmp_path / "figures" / "trial" / "figure-variance.png", []
+    for _ in range(2):
+        Product("figure-variance", VARIABLES).write_figure(charts.empty_figure("nothing"))
+        drawn.append([path.read_bytes(), path.with_suffix(".svg").read_bytes()])
+    assert drawn[0] == drawn[1]
+    for content in drawn[0]:
+        assert b"notebooks/figure-variance.ipynb, drawn from " in content
+        assert b"results/trial/dwa10-seed0.json" in content
     shown = page.figures("trial")["figure-variance"]
     assert (shown.title, shown.path) == ("Coefficient of the variance", path)
     assert "where λ = r_bn r_var and the means keep their weight" in shown.text

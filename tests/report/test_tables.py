@@ -117,7 +117,7 @@ def test_accuracy_after_each_task_has_a_column_for_each(add):
         part |= {"seconds": {"teacher": 1.0, "synthesis": 2.0, "student": 3.0}}
         return {
             "tasks": [
-                {**part, "classes_seen": 2 * place, "accuracy": {"reported": accuracy}}
+                {**part, "classes_seen": 2 * place, "accuracy": dict.fromkeys(("last", "best", "reported"), accuracy)}
                 for place, accuracy in enumerate(accuracies, 1)
             ]
         }

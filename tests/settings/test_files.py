@@ -39,7 +39,7 @@ def test_exponent_that_yaml_reads_as_text_is_refused_with_a_hint(settings_file, 
         ("", "mapping"),
         ("profile: [lite\nname: setting\n", "not YAML"),
         ("profile: lite\n\tname: setting\n", "not YAML"),
-        (b"profile: lite\nname: setting\npreset: \xe9\n", "not YAML"),
+        (b"profile: lite\nname: setting\npreset: \xe9\n", "not UTF-8"),
         ("name: setting\npreset: cifar10\n", "profile"),
         ("profile: lite\nname: setting\nshown_in: [table-1, table-77]\n", "'table-77'"),
         ("profile: lite\nname: setting\nshown_in: [1]\n", "allowed: figure-accuracy, "),
@@ -60,7 +60,7 @@ def test_bad_settings_file_is_refused_in_one_line_that_names_it(content, text, s
 def test_lists_that_are_none_are_refused(lines, text, settings_file, refused):
     path = settings_file(f"profile: lite\nname: setting\npreset: cifar10\n{lines}\n")
     with refused(text):
-        files.find_runs(str(path))
+        files.find_settings(str(path))
     with refused(text):
         files.list_runs("lite")
 
@@ -95,15 +95,24 @@ def test_settings_of_a_product_are_those_that_name_it_or_say_nothing(settings_fi
 def test_profiles_are_those_of_the_grid_and_the_folders(settings_file, refused):
     settings_file("profile: lite\nname: setting\npreset: cifar10\n")
     assert files.list_profiles() == sorted({"lite", *grid.load_yaml(grid.GRID)})
-    with refused("profile: 'papre' is not known", "demo", "lite", "paper"):
+    with refused("profile: 'papre' is not known; did you mean paper?"):
         files.check_profile("papre")
+    with refused("profile: 'x' is not known; allowed: demo, lite, paper"):
+        files.check_profile("x")
+
+
+def test_slip_in_a_key_is_answered_with_the_key_and_the_file(settings_file, refused):
+    path = settings_file("profile: lite\nname: setting\npreset: cifar10\nteacher: {epoch: 3}\n")
+    for read in (lambda: files.find_settings(str(path)), lambda: files.list_runs("lite")):
+        with refused("settings/lite/setting.yaml: teacher.epoch: unknown key; did you mean epochs?"):
+            read()
 
 
 # ------------------------------------------------------------------------------------------------- targets
 
 
 def found(target) -> list[tuple[str, int]]:
-    return [(parameters["name"], parameters["seed"]) for parameters in files.find_runs(str(target))]
+    return [(each["name"], seed) for each in files.find_settings(str(target)) for seed in each["seeds"]]
 
 
 def test_target_names_a_setting_or_one_of_its_seeds(settings_file):
@@ -123,7 +132,7 @@ def test_setting_whose_name_ends_as_a_record_does(settings_file):
     settings_file("profile: lite\nname: a-seed1\npreset: cifar10\n", "a-seed1")
     assert found("results/lite/a-seed1.json") == [("a-seed1", 0)]
     settings_file("profile: lite\nname: a\npreset: cifar10\nseeds: [0, 1]\n", "a")
-    assert found("results/lite/a-seed1.json") == [("a", 1)], "the record of the other comes first"
+    assert found("results/lite/a-seed1.json") == [("a-seed1", 0)], "make calls a setting by its name"
 
 
 @pytest.mark.parametrize(
@@ -133,7 +142,8 @@ def test_setting_whose_name_ends_as_a_record_does(settings_file):
             "results/lite/none.json",
             "results/lite/none.json: no setting of this name; make plan PROFILE=lite lists them",
         ),
-        ("results/lite/setting-seed01.json", "no setting of this name"),
+        ("results/lite/setting-seed01.json", "no setting of this name; did you mean setting?"),
+        ("results/lite/setting-seed1.json", "seed: 1 is not one of the seeds of settings/lite/setting.yaml, [0]"),
         ("results/papre/setting.json", "profile: 'papre' is not known"),
         ("settings/lite/none.yaml", "cannot be read"),
         ("papre", "profile: 'papre' is not known"),
@@ -142,4 +152,4 @@ def test_setting_whose_name_ends_as_a_record_does(settings_file):
 def test_target_that_names_nothing_is_refused(target, text, settings_file, refused):
     settings_file("profile: lite\nname: setting\npreset: cifar10\n")
     with refused(text):
-        files.find_runs(target)
+        files.find_settings(target)

@@ -192,7 +192,7 @@ BAD = {
     "temperature 0": ({"relabel": {"temperature": 0.0}}, "relabel.temperature", "0.0"),
     "no epochs": ({"relabel": {"epochs": 0}}, "relabel.epochs", "0"),
     "batch of one": ({"teacher": {"batch_size": 1}}, "teacher.batch_size", "1"),
-    "unknown preset": ({"preset": "cifar11"}, "preset", "'cifar11'", "cifar10", "imagenet-1k"),
+    "unknown preset": ({"preset": "cifar11"}, "preset", "'cifar11'", "did you mean cifar10?"),
     "no preset": ({"preset": None}, "preset"),
     "a preset that is no text": ({"preset": ["cifar10"]}, "preset", "['cifar10']"),
     "unknown method": ({"method": "mtt"}, "method", "'mtt'", "random-real", "sre2l", "dwa"),

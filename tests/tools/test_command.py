@@ -75,10 +75,10 @@ def test_interrupt_and_a_reader_that_left_leave_no_traceback(monkeypatch, capsys
 @pytest.mark.parametrize(
     ("name", "text", "line", "code"),
     [
-        ("InputError", "ipc: 0", "ipc: 0", 2),
-        ("DivergedError", "the loss is nan", "the loss is nan", 1),
+        ("InputError", "ipc: 0", "{name}: ipc: 0", 2),
+        ("DivergedError", "the loss is nan", "{name}: the loss is nan (see {log}, or set DWA_DEBUG=1)", 1),
         ("StoppedError", "stopped by SIGUSR1; run", "stopped by SIGUSR1; run", 138),
-        ("KeyError", "'a'", "KeyError: 'a' (in {executed}) (DWA_DEBUG=1 shows the traceback)", 1),
+        ("KeyError", "'a'", "{name}: KeyError: 'a' (see {log}, or set DWA_DEBUG=1)", 1),
     ],
 )
 def test_error_of_a_cell_is_what_it_was_in_the_kernel(name, text, line, code, own_root, monkeypatch, capsys):
@@ -90,8 +90,11 @@ def test_error_of_a_cell_is_what_it_was_in_the_kernel(name, text, line, code, ow
     monkeypatch.setattr(runner.signal, "signal", lambda *_: None)
     assert main(["run", "results/demo/digits-dwa-ipc2.json"]) == code
     executed = own_root / "results" / "demo" / "executed" / "digits-dwa-ipc2-seed0.ipynb"
-    assert capsys.readouterr().err == f"error: {line.format(executed=executed)}\n"
-    assert executed.exists() == (name != "InputError"), "what was refused before any work leaves nothing"
+    log = executed.with_suffix(".log")
+    assert capsys.readouterr().err == f"error: {line.format(name=log.stem, log=log)}\n"
+    assert executed.exists() == log.exists() == (name != "InputError"), "what was refused at once leaves nothing"
+    if log.exists():
+        assert log.read_text().splitlines()[-1].startswith(f"=== {'stopped' if name == 'StoppedError' else 'failed'}: ")
 
 
 def test_run_of_a_setting_that_another_process_runs_waits_and_finds_its_record(

@@ -42,9 +42,9 @@ def make(folder: Path, *arguments: str, environment=(), code: int = 0) -> subpro
 
 
 def planned(folder: Path, *arguments: str) -> list[str]:
-    """What make would run of records and products, in order: "mine/a-seed0" and "table-1"."""
+    """What make would run of records and products, in order: "mine/a" and "table-1"."""
     said = make(folder, "--dry-run", *arguments).stdout
-    return re.findall(r"dwa_paper (?:run 'results/|draw )([\w/.-]+?)(?:\.json)?(?:'| |$)", said, re.MULTILINE)
+    return re.findall(r"dwa_paper (?:run 'results/|draw ')([\w/.-]+?)(?:\.json)?'", said)
 
 
 # ------------------------------------------------------------------------------------------ what is missing
@@ -52,11 +52,11 @@ def planned(folder: Path, *arguments: str) -> list[str]:
 
 def missing(capsys, profile: str, *products: str) -> list[str]:
     status.print_missing(profile, list(products))
-    return capsys.readouterr().out.split()
+    return capsys.readouterr().out.split()[1:]  # after STEPS
 
 
 def records_of(profile: str, name: str | None = None) -> set[str]:
-    return {f"results/{profile}/{setting.record_path().name}" for setting in files.list_runs(profile, name)}
+    return {f"results/{profile}/{setting.name}.json" for setting in files.list_runs(profile, name)}
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -78,6 +78,9 @@ def test_all_that_is_missing_is_every_record_and_every_product_once_table_1_firs
     shown = {name for setting in files.list_runs(profile) for name in setting.shown_in}
     assert {Path(path).stem for path in found if not path.endswith(".json")} == shown | {"table-6"}
     assert found[-1] == f"results/{profile}/table-6.md", "the hyper-parameters are those of all records"
+    status.print_missing(profile, [])
+    count = len(files.list_runs(profile)) + len([path for path in found if not path.endswith(".json")])
+    assert capsys.readouterr().out.startswith(f"STEPS={count}\n")
     if "table-1" in shown:
         first = found[: found.index(f"results/{profile}/table-1.md")]
         assert set(first) == records_of(profile, "table-1")
@@ -88,13 +91,12 @@ def test_what_is_there_is_not_missing(own_root, bare_record, capsys):
     for setting in runs:
         store.write_json(setting.record_path(), bare_record(setting))
     assert missing(capsys, "demo", "table-10") == ["results/demo/table-10.md"]
-    path = runs[0].record_path()
-    path.write_text("{")
-    assert missing(capsys, "demo", "table-10") == [f"results/demo/{path.name}", "results/demo/table-10.md"]
+    runs[0].record_path().write_text("{")
+    assert missing(capsys, "demo", "table-10") == [f"results/demo/{runs[0].name}.json", "results/demo/table-10.md"]
 
 
 def test_product_that_does_not_exist_is_refused(refused):
-    with refused("table-7: no table or figure", "table-10"):
+    with refused("table-7: no table or figure of this name; did you mean table-9?"):
         status.print_missing("demo", ["table-7"])
 
 
@@ -120,24 +122,24 @@ def test_dry_run_of_reproduce_is_what_is_missing(folder, capsys):
 def test_targets_of_tables_figures_settings_and_records(folder):
     write(folder, "a", "seeds: [3, 4]\nshown_in: [figure-variance]\n")
     write(folder, "b", "shown_in: [table-1, figure-variance]\n")
-    records = ["mine/a-seed3", "mine/a-seed4", "mine/b-seed0"]
-    assert planned(folder, "table-1", "PROFILE=mine") == ["mine/b-seed0", "table-1"]
-    assert planned(folder, "figure-variance", "PROFILE=mine") == [*records, "figure-variance"]
+    assert planned(folder, "table-1", "PROFILE=mine") == ["mine/b", "table-1"]
+    assert planned(folder, "figure-variance", "PROFILE=mine") == ["mine/a", "mine/b", "figure-variance"]
     both = planned(folder, "table-1", "figure-variance", "PROFILE=mine")
-    assert both == ["mine/b-seed0", "table-1", "mine/a-seed3", "mine/a-seed4", "figure-variance"]
+    assert both == ["mine/b", "table-1", "mine/a", "figure-variance"]
     assert planned(folder, "results/mine/a.json") == ["mine/a"]
     assert planned(folder, "results/mine/a-seed4.json") == ["mine/a-seed4"]
 
 
 def test_hyper_parameters_are_drawn_whoever_names_their_table(folder):
     write(folder, "a", "shown_in: [table-10]\n")
-    assert planned(folder, "reproduce", "PROFILE=mine") == ["mine/a-seed0", "table-10", "table-6"]
+    assert planned(folder, "reproduce", "PROFILE=mine") == ["mine/a", "table-10", "table-6"]
 
 
 def test_time_budget_is_that_of_the_whole_call(folder):
-    write(folder, "a", "seeds: [0, 1]\n")
+    for name in ("a", "b"):
+        write(folder, name)
     said = make(folder, "--dry-run", "table-1", "PROFILE=mine", "MAX_MINUTES=7").stdout
-    began = re.findall(r"--max-minutes 7 --since (\d+)", said)
+    began = re.findall(r"--max-minutes 7 --since (\d+) --steps 3", said)
     assert len(began) == 2
     assert len(set(began)) == 1
 
@@ -145,13 +147,33 @@ def test_time_budget_is_that_of_the_whole_call(folder):
 def test_ray_makes_the_records_first_and_no_other_engine_is_known(folder):
     write(folder, "a")
     said = make(folder, "--dry-run", "reproduce", "PROFILE=mine", "ENGINE=ray", "FLEET=--tasks-per-set 2").stdout
-    assert said.splitlines()[0].endswith("dwa_paper fleet mine --tasks-per-set 2")
+    assert said.splitlines()[0].endswith('dwa_paper fleet "$PROFILE" --tasks-per-set 2')
     assert "fleet" not in make(folder, "--dry-run", "reproduce", "PROFILE=mine").stdout
     wrong = make(folder, "reproduce", "ENGINE=dask", code=2)
     assert "ENGINE: dask is not known; allowed: ray, or nothing" in wrong.stderr
 
 
-# ------------------------------------------------------------------------- what the settings files may hold
+# ----------------------------------------------------------- what a user types, and what the settings files hold
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["table1"], "error: make table1: did you mean make table-1?"),
+        (["reproduec"], "error: make reproduec: did you mean make reproduce?"),
+        (["foo"], "error: make foo: no such target; make help lists them"),
+        (["x';touch oops;'"], "error: make x';touch oops;': no such target; make help lists them"),
+        (["plan", "PROFILE=liet"], "error: profile: 'liet' is not known; did you mean lite?"),
+        (["table-1", "PROFILE=a;touch oops"], "error: profile: 'a;touch oops' is not known; allowed: demo, "),
+        (["status", "PROFILE=$(shell touch oops)"], "error: profile: '$(shell touch oops)' is not known; allowed: "),
+        (["results/$(shell touch oops)/`touch oops`.json"], "error: profile: "),
+    ],
+)
+def test_slip_is_answered_in_one_line_and_no_text_is_executed(arguments, line, folder):
+    said = make(folder, *arguments, code=2).stderr.splitlines()
+    (error,) = (each for each in said if not each.startswith("make"))
+    assert error.startswith(line)
+    assert not (folder / "oops").exists()
 
 
 def test_text_and_name_of_a_settings_file_are_never_executed(folder):
@@ -192,7 +214,7 @@ FAKE = """#!/bin/sh
 shift 2
 echo "$1 $2" >> log
 case "$1" in
-missing) echo results/mine/a-seed0.json results/mine/b-seed0.json results/mine/table-1.md results/mine/c-seed0.json;;
+missing) printf 'results/mine/%s ' a-seed0.json b-seed0.json table-1.md c-seed0.json; echo STEPS=4;;
 run) mkdir -p results/mine; {after}; echo "ended $2" >> log;;
 draw) echo "ended $2" >> log;;
 esac
@@ -264,6 +286,6 @@ def test_changed_preset_makes_the_runs_that_it_changes_again(folder, monkeypatch
     assert planned(folder, "table-10", "PROFILE=mine") == ["table-10"]
     presets = folder / "dwa_paper" / "settings" / "presets.py"
     presets.write_text(presets.read_text() + '\nPRESETS["digits"]["relabel"]["epochs"] += 1\n')
-    assert planned(folder, "table-10", "PROFILE=mine") == ["mine/a-seed0", "table-10"]
+    assert planned(folder, "table-10", "PROFILE=mine") == ["mine/a", "table-10"]
     files_of_table = product.files_of("table-10", "mine")
     assert not any(path.exists() for path in files_of_table)

@@ -1,6 +1,7 @@
 """One's own images, networks and weights."""
 
 import copy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -66,8 +67,8 @@ def test_class_too_small_for_both_parts_is_refused(pictures, cpu, tiny_setting, 
 def test_recipe_follows_the_size_and_colours_are_measured(pictures):
     found = own_data.settings_for("own", "convnet-8", 3)
     assert (found["preset"], found["images"]["side"]) == ("cifar10", 32)
-    train = sources.open_folder("own", pictures, 32)[0]["train"]
-    pixels = np.stack([np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR)) for image in train["image"]])
+    train = [Image.open(image["path"]) for image in sources.open_folder("own", pictures)[0]["train"]["image"]]
+    pixels = np.stack([np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR)) for image in train])
     assert found["images"]["mean"] == pytest.approx(pixels.reshape(-1, 3).mean(0) / 255, abs=1e-4)
     assert found["images"]["std"] == pytest.approx(pixels.reshape(-1, 3).std(0) / 255, abs=1e-4)
     setting = schema.resolve(found)
@@ -116,7 +117,7 @@ def test_record_of_other_images_of_the_same_colours_is_refused(differences, pict
     parameters = own_data.settings_for("own", "convnet-8", 1, differences)
     setting = schema.resolve(parameters)
     found = real.load("own", setting.images, cpu, validation=setting.validation)
-    record = bare_record(setting, data={"fingerprint": found.fingerprint})
+    record = bare_record(setting, data={"fingerprint": found.fingerprint, "classes": 2})
     setting.record_path().parent.mkdir(parents=True)
     store.write_json(setting.record_path(), record)
     assert own_data.write_settings(parameters).is_file()
@@ -146,21 +147,40 @@ def test_one_command_distils_a_folder(pictures, tmp_path):
     done = distill(str(pictures), "--network", "convnet-8", "--ipc", "2", "--with", *short, root=tmp_path / "out")
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"DWA_DATA='{pictures.parent}' make results/mine/own-convnet-8-dwa-ipc2.json" in done.stdout
+    assert "relabel.batch_size 128 is more than the 4 images" in done.stdout
     record = store.read_json(tmp_path / "out" / "results" / "mine" / "own-convnet-8-dwa-ipc2-seed1.json")
     assert (record["setting"]["ipc"], record["data"]["training_images"]) == (2, 24)
     stored = tmp_path / "out" / "artifacts" / "distilled" / record["distilled"]["artifact"]
     assert sets.read_parquet(stored).images_uint8.shape == (4, 32, 32, 3)
+    (pictures / "dark" / "more").mkdir()
+    shutil.copy(pictures / "dark" / "0.png", pictures / "dark" / "more")
     again = distill(str(pictures), "--network", "convnet-8", "--ipc", "2", "--with", *short, root=tmp_path / "out")
-    assert (again.returncode, again.stdout.splitlines()[-1]) == (
+    assert "1 images lie deeper than CLASS/IMAGE" in again.stdout
+    assert (again.returncode, again.stdout.splitlines()[-2:]) == (
         0,
-        f"{record['setting']['name']} seed 1: recorded already",
+        [
+            f"{record['setting']['name']} seed 1: recorded already",
+            f"the distilled images for other tools: make share SET={record['distilled']['artifact']}",
+        ],
     )
+
+
+def test_name_of_a_folder_that_cannot_be_part_of_file_names_is_refused_and_a_link_helps(pictures, tmp_path):
+    pictures = pictures.rename(tmp_path / "my photos")
+    refusal = distill(str(pictures), root=tmp_path / "out")
+    assert refusal.stderr.startswith("error: DATA: 'my photos' is not allowed; only letters, digits")
+    assert refusal.stderr.endswith("ln -s 'my photos' my-photos\n")
+    (tmp_path / "my-photos").symlink_to("my photos")
+    next((pictures / "dark").iterdir()).write_bytes(b"\xff\xd8\xff")
+    damaged = distill(str(tmp_path / "my-photos"), "--network", "convnet-8", root=tmp_path / "out")
+    assert f"image {tmp_path}/my-photos/dark/" in damaged.stderr, "the file is named"
+    assert (damaged.returncode, damaged.stderr.count("\n")) == (2, 1)
 
 
 @pytest.mark.parametrize(
     ("arguments", "texts"),
     [
-        (["nowhere"], "error: DATA: nowhere is not a folder"),
+        (["/nowhere"], "error: DATA: /nowhere is not a folder"),
         (["--network", "resnet19"], "error: network: 'resnet19' is not a network"),
         (["--with", "teacher.epoch=3"], "error: teacher.epoch: unknown key"),
         ([], "error: the following arguments are required: DATA\n"),
@@ -168,7 +188,7 @@ def test_one_command_distils_a_folder(pictures, tmp_path):
     ],
 )
 def test_what_cannot_be_distilled_is_one_line(arguments, texts, pictures, tmp_path):
-    folder = [] if arguments in (["nowhere"], []) else [str(pictures)]
+    folder = [] if arguments in (["/nowhere"], []) else [str(pictures)]
     done = distill(*folder, *arguments, root=tmp_path / "out")
     assert done.returncode == 2
     assert done.stderr.startswith(texts)
@@ -179,8 +199,8 @@ def test_what_cannot_be_distilled_is_one_line(arguments, texts, pictures, tmp_pa
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (["DATA=/x/my pics", "IPC=2"], '"/x/my pics" --ipc 2'),
-        (["DATA=x", "NETWORK=resnet34", "WITH=seed=1"], '"x" --network resnet34 --with seed=1'),
+        (["DATA=/x/my pics", "IPC=2"], "'/x/my pics' --ipc 2"),
+        (["DATA=x'y", "NETWORK=resnet34", "WITH=seed=1 a=[1]"], r"'x'\''y' --network resnet34 --with 'seed=1' 'a=[1]'"),
         ([], ""),
     ],
 )

@@ -11,21 +11,30 @@ from dwa_paper.runs import store
 from dwa_paper.settings.environment import root
 from dwa_paper.tools import publish
 
+ACCURACY = {"last": 0.0, "best": 0.0, "reported": 0.0}
 
-def make_artifact(kind: str, name: str, content: str = "content") -> None:
-    folder = root() / "artifacts" / kind / name
+
+def named(label: str) -> str:
+    """The name of the artifact that `make_artifact` makes."""
+    return f"{label}-{store.digest({'label': label})}"
+
+
+def make_artifact(kind: str, label: str, content: str = "content", base: str = "artifacts") -> Path:
+    folder = root() / base / kind / named(label)
     folder.mkdir(parents=True)
     (folder / "file.txt").write_text(content)
+    store.seal(folder, {"label": label})
+    return folder
 
 
 def a_record(method: str, **students) -> dict:
-    made = {"data": {}, "precision": "fp32", "device": "cpu", "versions": {}}
-    return {"setting": {"method": method}, "accuracy": {}, **made, **students}
+    made = {"data": {"fingerprint": "f", "classes": 10}, "precision": "fp32", "device": "cpu", "versions": {}}
+    return {"setting": {"method": method}, "accuracy": ACCURACY, **made, **students}
 
 
 def a_student(teacher: str, distilled: str) -> dict:
-    artifacts = {"teacher": {"artifact": teacher}, "distilled": {"artifact": distilled}}
-    return {"accuracy": {}, "curve": [], **artifacts}
+    artifacts = {"teacher": {"artifact": named(teacher)}, "distilled": {"artifact": named(distilled)}}
+    return {"accuracy": ACCURACY, "curve": [], **artifacts}
 
 
 def write_record(own_root: Path, seed: int, method: str, teacher: str, distilled: str) -> None:
@@ -49,11 +58,12 @@ def test_publish_copies_what_records_name_but_no_real_images(own_root, capsys):
     write_record(own_root, 0, "sre2l", "gone", "gone")
     published = own_root / "results" / "artifacts"
     publish.publish("lite")
-    copied = sorted(path for path in published.rglob("*") if path.is_file())
-    assert [str(path.relative_to(published)) for path in copied] == ["distilled/dwa/file.txt", "teachers/used/file.txt"]
-    assert {path.read_text() for path in copied} == {"content"}
+    copied = sorted(str(path.relative_to(published)) for path in published.glob("*/*"))
+    assert copied == [f"distilled/{named('dwa')}", f"teachers/{named('used')}"]
+    assert all(store.damage(published / name) is None for name in copied)
+    assert {path.read_text() for path in published.rglob("file.txt")} == {"content"}
     publish.publish("lite")
-    assert "used: there already" in capsys.readouterr().out
+    assert f"{named('used')}: there already" in capsys.readouterr().out
 
 
 def test_publish_copies_what_each_task_of_a_record_names(own_root):
@@ -65,16 +75,16 @@ def test_publish_copies_what_each_task_of_a_record_names(own_root):
     store.write_json(own_root / "results" / "lite" / "own-seed0.json", a_record("dwa", tasks=tasks))
     publish.publish("lite")
     copied = sorted(path.name for path in (own_root / "results" / "artifacts").glob("*/*"))
-    assert copied == ["set-a", "set-b", "teacher-a", "teacher-b"]
+    assert copied == sorted(map(named, ["set-a", "set-b", "teacher-a", "teacher-b"]))
 
 
 def test_publish_leaves_out_what_is_too_large_and_says_so(own_root, monkeypatch, capsys):
     make_artifact("teachers", "large", "x" * 2000)
     make_artifact("distilled", "small")
     write_record(own_root, 0, "dwa", "large", "small")
-    monkeypatch.setattr(publish, "LIMIT_MB", 0.001)
+    monkeypatch.setattr(publish, "LIMIT_MB", 0.0015)
     publish.publish("lite")
-    assert [path.name for path in (own_root / "results" / "artifacts").glob("*/*")] == ["small"]
+    assert [path.name for path in (own_root / "results" / "artifacts").glob("*/*")] == [named("small")]
     assert "above the limit" in capsys.readouterr().out
 
 
@@ -86,7 +96,7 @@ def test_publish_names_a_record_that_cannot_be_read_and_copies_what_the_others_n
     damaged.write_text(content)
     publish.publish("lite")
     assert capsys.readouterr().out.count(f"{damaged}: ") == 1
-    assert [path.name for path in (own_root / "results" / "artifacts").glob("*/*")] == ["used"]
+    assert [path.name for path in (own_root / "results" / "artifacts").glob("*/*")] == [named("used")]
 
 
 def test_publish_leaves_nothing_half_copied_where_there_is_no_room(own_root, monkeypatch):
@@ -98,6 +108,56 @@ def test_publish_leaves_nothing_half_copied_where_there_is_no_room(own_root, mon
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
 
     monkeypatch.setattr(publish.shutil, "copytree", full)
-    with pytest.raises(StorageError, match="used: cannot be written; No space left on device"):
+    with pytest.raises(StorageError, match=f"{named('used')}: cannot be written; No space left on device"):
         publish.publish("lite")
     assert list((own_root / "results" / "artifacts" / "teachers").iterdir()) == []
+
+
+def test_publish_copies_no_damaged_artifact_and_names_it_after_the_others(own_root):
+    folder = make_artifact("teachers", "used")
+    make_artifact("distilled", "dwa")
+    (folder / "file.txt").write_text("changed")
+    write_record(own_root, 0, "dwa", "used", "dwa")
+    with pytest.raises(ExceptionGroup) as caught:
+        publish.publish("lite")
+    (error,) = caught.value.exceptions
+    assert str(error) == f"{folder}: file.txt is damaged; delete it, and make makes it again"
+    assert [path.name for path in (own_root / "results" / "artifacts").glob("*/*")] == [named("dwa")]
+
+
+def test_publish_replaces_a_damaged_copy_and_names_one_that_it_cannot_replace(own_root):
+    make_artifact("teachers", "used")
+    for label in ("used", "alone"):
+        copy = make_artifact("teachers", label, base="results/artifacts")
+        (copy / "file.txt").write_text("changed")
+    write_record(own_root, 0, "random-real", "used", "gone")
+    publish.publish("lite")
+    assert store.damage(copy.with_name(named("used"))) is None
+    write_record(own_root, 1, "random-real", "alone", "gone")
+    with pytest.raises(ExceptionGroup) as caught:
+        publish.publish("lite")
+    assert f"{copy}: file.txt is damaged; delete it, or bring it back from git" in str(caught.value.exceptions)
+
+
+def test_publish_compares_the_copy(own_root, monkeypatch):
+    make_artifact("teachers", "used")
+    write_record(own_root, 0, "random-real", "used", "gone")
+
+    def copy_badly(source, target):
+        target.mkdir()
+        for path in source.iterdir():
+            (target / path.name).write_bytes(path.read_bytes()[:-1])
+
+    monkeypatch.setattr(publish.shutil, "copytree", copy_badly)
+    with pytest.raises(StorageError, match=r"its copy is damaged, .*; run the same command again"):
+        publish.publish("lite")
+    assert list((own_root / "results" / "artifacts" / "teachers").iterdir()) == []
+
+
+def test_publish_removes_what_a_killed_one_left(own_root):
+    make_artifact("teachers", "used")
+    write_record(own_root, 0, "random-real", "used", "gone")
+    left = make_artifact("teachers", "other", base="results/artifacts")
+    left.rename(left.with_name(f".{left.name}.12345"))
+    publish.publish("lite")
+    assert [path.name for path in (own_root / "results" / "artifacts").glob("*/*")] == [named("used")]

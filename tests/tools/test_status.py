@@ -1,6 +1,5 @@
 """Watching runs: what make status prints, and TensorBoard."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dwa_paper.runs import checkpoint, runner, sets, store
+from dwa_paper.runs import checkpoint, sets, store
 from dwa_paper.runs.checkpoint import Checkpoint
 from dwa_paper.tools import status
 
@@ -16,22 +15,19 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def written(own_root):
-    """A function that leaves a notebook with the given outputs in the place of the tiny setting's executed one."""
-    executed = own_root / "results" / "test" / "executed" / "tiny-seed0.ipynb"
-    executed.parent.mkdir(parents=True)
+def logged(own_root):
+    """A function that leaves a log of the given lines, of the tiny setting's one seed or of all its seeds."""
+    folder = own_root / "results" / "test" / "executed"
+    folder.mkdir(parents=True)
 
-    def write(outputs, finished=True):
-        path = executed if finished else runner.unfinished(executed)
-        path.write_text(json.dumps({"cells": [{"cell_type": "code", "outputs": outputs}], "metadata": {}}))
-        return executed
+    def write(*lines: str, name: str = "tiny-seed0") -> Path:
+        (folder / f"{name}.log").write_text("\n".join(lines) + "\n")
+        return folder / f"{name}.ipynb"
 
     return write
 
 
-SAID = {"output_type": "stream", "text": ["teacher:  1%\rteacher: 50%\n"]}
-ERROR = {"output_type": "error", "ename": "DivergedError", "evalue": "teacher: the loss is\nnan"}
-STOPPED = {"output_type": "error", "ename": "StoppedError", "evalue": "stopped by SIGTERM"}
+PRINTED = "teacher:  1%\rteacher: 50%"
 
 
 def test_setting_not_begun_waits(tiny_setting, own_root):
@@ -39,8 +35,9 @@ def test_setting_not_begun_waits(tiny_setting, own_root):
     assert not own_root.exists()
 
 
-def test_execution_that_holds_its_lock_is_running_with_its_last_line(tiny_setting, written):
-    path = written([SAID], finished=False)
+@pytest.mark.parametrize("name", ["tiny-seed0", "tiny"])
+def test_execution_that_holds_its_lock_is_running_with_its_last_line(name, tiny_setting, logged):
+    path = logged(PRINTED, name=name)
     holder = (
         "import sys; from pathlib import Path; from dwa_paper.runs.runner import execution_lock\n"
         "with execution_lock(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
@@ -54,14 +51,14 @@ def test_execution_that_holds_its_lock_is_running_with_its_last_line(tiny_settin
     assert status.find_state(tiny_setting()) == ("stopped", "teacher: 50%")
 
 
-def test_error_is_one_line_until_a_record_is_there(tiny_setting, written, bare_record):
-    written([SAID, ERROR])
-    assert status.find_state(tiny_setting()) == ("failed", "DivergedError: teacher: the loss is nan")
-    written([SAID, STOPPED])
-    assert status.find_state(tiny_setting()) == ("stopped", "StoppedError: stopped by SIGTERM")
+def test_end_is_one_line_until_a_record_is_there(tiny_setting, logged, bare_record):
+    logged(PRINTED, "=== failed: tiny: teacher: the loss is nan")
+    assert status.find_state(tiny_setting()) == ("failed", "tiny: teacher: the loss is nan")
+    logged(PRINTED, "=== stopped: stopped by SIGTERM")
+    assert status.find_state(tiny_setting()) == ("stopped", "stopped by SIGTERM")
     store.write_json(tiny_setting().record_path(), bare_record(tiny_setting()))
-    written([SAID])
-    assert status.find_state(tiny_setting()) == ("done", "teacher: 50%")
+    logged(PRINTED, "=== done in 3 s")
+    assert status.find_state(tiny_setting()) == ("done", "")
     assert status.find_state(tiny_setting(ipc=3))[0] == "waiting", "a record of other numbers is none"
 
 
@@ -75,7 +72,7 @@ def test_command_lists_every_setting_of_the_profile_and_counts_them(own_root):
     )
     lines = done.stdout.splitlines()
     assert "waiting  digits-dwa-ipc10-seed0" in lines
-    assert lines[-1] == f"demo: {len(lines) - 1} waiting"
+    assert lines[0] == f"demo: {sum(line.startswith('waiting') for line in lines)} waiting"
     wrong = subprocess.run(
         [sys.executable, "-m", "dwa_paper", "status", "x"], capture_output=True, text=True, check=False, cwd=REPOSITORY
     )
