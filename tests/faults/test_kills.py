@@ -71,7 +71,7 @@ def products(root: Path) -> dict[str, object]:
     """Every file below `root` but set-aside ones: the content of records without times, and the rest by checksum."""
     found = {}
     for path in sorted(path for path in root.rglob("*") if path.is_file()):
-        if path.name == store.SUMS or path.suffix == ".ipynb":
+        if path.name == store.SUMS or path.suffix in (".ipynb", ".log"):
             content = None
         elif path.suffix == ".json":
             content = without_times(json.loads(path.read_text()))

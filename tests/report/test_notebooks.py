@@ -157,7 +157,7 @@ def test_report_is_one_page_that_loads_nothing(demo):
         ["make", "--dry-run", "report"], capture_output=True, text=True, cwd=REPOSITORY, check=True
     ).stdout.replace("\\\n", " ")
     convert = re.search(r"^\S*jupyter (nbconvert .*?)( &&.*)?$", plan, re.MULTILINE).group(1)
-    command = shlex.split(convert.replace("results/demo", str(demo / "results" / "demo")))
+    command = [word.replace("results/$PROFILE", str(demo / "results" / "demo")) for word in shlex.split(convert)]
     subprocess.run([sys.executable, "-m", "jupyter", *command], cwd=REPOSITORY, check=True, capture_output=True)
     page = (demo / "results/demo/report.html").read_text()
     assert re.search(r"of \d+ runs that its settings ask for, 2 have records", page)
@@ -220,7 +220,8 @@ def test_failure_inside_a_notebook_is_one_line_and_a_traceback_on_request(tmp_pa
     (tmp_path / "results" / "demo" / "digits-dwa-ipc10-seed0.json").write_text(broken)
     plain = run("draw", "table-1", "--profile", "demo", root=tmp_path)
     assert plain.returncode == 1
-    assert "DWA_DEBUG=1 shows the traceback" in plain.stderr
+    assert "executed/table-1.log, or set DWA_DEBUG=1" in plain.stderr
+    assert "Traceback" in (tmp_path / "results/demo/executed/table-1.log").read_text()
     assert plain.stderr.count("\n") == 1
     debug = run("draw", "table-1", "--profile", "demo", root=tmp_path, DWA_DEBUG="1")
     assert "Traceback" in debug.stderr
