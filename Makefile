@@ -36,11 +36,11 @@ $(PRODUCTS): records; @ls $(if $(filter figure-%,$@),figures,results)/"$$PROFILE
 records: $(ENVIRONMENT)
 	$(if $(ENGINE),$(if $(ASKED),,$(DWA) fleet "$$PROFILE" $(FLEET)))
 	@targets=$$($(DWA) missing "$$PROFILE" $(ASKED)) || exit; test -z "$$targets" || $(MAKE) --no-print-directory SINCE=$(SINCE) $$targets
-results/%.json: FORCE | $(ENVIRONMENT); @$(DWA) run $(call quote,$@) $(MAX_MINUTES:%=--max-minutes %) $(CALL)
-before = $(filter %.json,$(subst :, ,$(firstword $(subst $(1), ,:$(subst $() ,:,$(MAKECMDGOALS)))))) # the records that are named before it
+results/%.json: FORCE | $(ENVIRONMENT) $$(call before,$$@,/table-1.md); @$(DWA) run $(call quote,$@) $(MAX_MINUTES:%=--max-minutes %) $(CALL)
+before = $(filter %$(2),$(subst :, ,$(firstword $(subst $(1), ,:$(subst $() ,:,$(MAKECMDGOALS)))))) # goals named before $(1): a table's records, or Table 1
 draw = $(DWA) draw $(call quote,$(notdir $*)) --profile $(call quote,$(patsubst %/,%,$(dir $*))) $(CALL)
-results/%.md: $$(call before,$$@) FORCE | $(ENVIRONMENT); @$(draw)
-figures/%.svg: $$(call before,$$@) FORCE | $(ENVIRONMENT); @$(draw)
+results/%.md: $$(call before,$$@,.json) FORCE | $(ENVIRONMENT); @$(draw)
+figures/%.svg: $$(call before,$$@,.json) FORCE | $(ENVIRONMENT); @$(draw)
 
 report: $(ENVIRONMENT) ## one page of the tables and figures of PROFILE that are there: results/PROFILE/report.html
 	@$(DWA) draw report --profile "$$PROFILE"

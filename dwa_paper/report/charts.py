@@ -76,9 +76,12 @@ def show_pictures(axis, pictures_uint8, label: str) -> None:
 
 
 def disambiguate(records: Sequence[dict], labels: Sequence[str]) -> list[str]:
-    """`labels` of the sets of `records`, where those that are alike within a group name what differs first."""
+    """`labels` of the sets in `records`, with the teacher where a group has several, and what tells others apart."""
     frame = pd.DataFrame([results.identify(record) for record in records]).assign(label=labels)
     frame["group"] = [label_group(record["setting"], "network") for record in records]
+    whose = frame["recipe of teacher"]
+    several = whose.groupby(frame["group"]).transform("nunique") > 1
+    frame["label"] += (",\n" + whose).where(several & whose.astype(bool), "")
     return [plain(text) for text in frame["label"] + results.name_differences(frame, ["group", "label"], ",\n")]
 
 

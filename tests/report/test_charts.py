@@ -183,6 +183,10 @@ def test_alike_labels_name_the_first_thing_that_differs(bare_record):
         "DWA",
     ]
     assert charts.disambiguate(records[:2], ["SRe2L", "DWA"]) == ["SRe2L", "DWA"]
+    assert charts.disambiguate(records[2:4], ["SRe2L", "DWA"]) == [
+        "SRe2L,\nteacher of 30 epochs",
+        "DWA,\nteacher of 40 epochs",
+    ]
 
 
 @pytest.mark.parametrize(
