@@ -1,6 +1,7 @@
 """Numbers in prose: what markers quote, and that a page changed by hand is found."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -79,3 +80,9 @@ def test_marker_without_a_number_is_one_line(marker, message, page, refused):
 def test_pages_of_the_repository_quote_the_records():
     assert sum(len(prose.MARKED.findall(path.read_text())) for path in prose.pages()) > 50
     assert prose.find_differences() == []
+
+
+def test_no_line_begins_with_a_marker():
+    """A line that does is a block of HTML to Markdown, in which links and emphasis are not read."""
+    for path in prose.pages():
+        assert not re.search(r"^ *<!-- [a-z]", path.read_text(), re.MULTILINE), path.name
