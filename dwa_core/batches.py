@@ -22,8 +22,6 @@ TEST_BATCH = 1000
 STREAMED_TEST_BATCH = 256
 # What is decoded. Pillow knows many more, and starts Ghostscript for an EPS file of whatever name.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-# What is decoded. Pillow knows many more, and starts Ghostscript for an EPS file of whatever name.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 
 
 class Resident:
