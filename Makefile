@@ -19,15 +19,15 @@ endif
 unexport DWA_ROOT # all is written in this folder
 $(if $(filter-out ray,$(ENGINE)),$(error ENGINE: $(ENGINE) is not known; allowed: ray, or nothing))
 .DEFAULT_GOAL := help
-TARGETS := help reproduce report plan status verify publish docs settings distill share test test-faults bench bench-growth lab site environment clean distclean
+TARGETS := help reproduce report plan status verify publish docs settings distill share test test-faults test-cuda bench bench-growth lab site environment clean distclean
 .PHONY: $(TARGETS) $(PRODUCTS) records FORCE
 .PRECIOUS: results/%.json # a record is never deleted, whatever interrupts make
 .SECONDEXPANSION:
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo '  make results/PROFILE/SETTING.json   run one setting, all its seeds; SETTING-seedN.json runs one'
-	@echo '  make TABLE or FIGURE, with all it needs:'; printf '    %s\n' $(PRODUCTS); echo "PROFILE=demo (digits, minutes), lite (CIFAR on a CPU, hours), paper (GPU) or search (of best); now $$PROFILE"
+	@printf '  %s\n' 'make results/PROFILE/SETTING.json   run one setting, all its seeds; SETTING-seedN.json runs one' 'make TABLE or FIGURE, with all it needs:' $(PRODUCTS:%='  %')
+	@echo "PROFILE=demo (digits, minutes), lite (CIFAR on a CPU, hours), paper (GPU) or search (of best); now $$PROFILE"
 
 reproduce: records ## all records, tables and figures of PROFILE that are missing; ENGINE=ray: the records by Ray, with options FLEET
 	@cat results/"$$PROFILE"/table-1.md 2> /dev/null; echo; ls results/"$$PROFILE"/*.md figures/"$$PROFILE"/*.svg 2> /dev/null || true
@@ -41,7 +41,6 @@ before = $(filter %$(2),$(subst :, ,$(firstword $(subst $(1), ,:$(subst $() ,:,$
 draw = $(DWA) draw $(call quote,$(notdir $*)) --profile $(call quote,$(patsubst %/,%,$(dir $*))) $(CALL)
 results/%.md: $$(call before,$$@,.json) FORCE | $(ENVIRONMENT); @$(draw)
 figures/%.svg: $$(call before,$$@,.json) FORCE | $(ENVIRONMENT); @$(draw)
-
 report: $(ENVIRONMENT) ## one page of the tables and figures of PROFILE that are there: results/PROFILE/report.html
 	@$(DWA) draw report --profile "$$PROFILE"
 	@.venv/bin/jupyter nbconvert --log-level WARN --to html --template report_page --TemplateExporter.extra_template_basedirs=notebooks \
@@ -58,9 +57,10 @@ share: $(ENVIRONMENT); @$(DWA) share $(if $(SET),$(call quote,$(SET))) $(FORMAT:
 test: $(ENVIRONMENT) ## the tests, two files at a time with one thread each, and ruff's checks of code and notebooks
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile
 test-faults: $(ENVIRONMENT); .venv/bin/python -m pytest tests/faults -m "whole or not whole" ## kills, full disks, damaged files, runs side by side
+test-cuda: $(ENVIRONMENT); .venv/bin/python -m pytest tests/test_cuda.py ## what needs a GPU: graphs, streams, memory that runs out
 bench: $(ENVIRONMENT); .venv/bin/python benchmarks/bench.py ## time per step of ours beside a plain loop, at most 5 minutes on a quiet machine
 bench-growth: $(ENVIRONMENT); .venv/bin/python benchmarks/growth.py ## how time and memory of synthesis grow with ipc, classes and side
-lab: $(ENVIRONMENT); .venv/bin/jupyter lab --notebook-dir notebooks ## open JupyterLab on notebooks/
+lab: $(ENVIRONMENT); .venv/bin/jupyter lab --notebook-dir notebooks --ContentsManager.pre_save_hook=dwa_paper.runs.notebook.strip_outputs ## open JupyterLab on notebooks/
 site: $(ENVIRONMENT) ## these pages, the walkthrough, tables, figures and the API as a site: _site/html/index.html
 	@.venv/bin/python -m pip install --disable-pip-version-check -qc requirements.lock -e '.[docs]' && .venv/bin/python -m sphinx -M html . _site -c docs -E -q -W && echo _site/html/index.html
 environment: $(ENVIRONMENT) ## install what the others need into .venv

@@ -36,6 +36,7 @@ REPEATS = 3
 # (stage, preset, network, images of an epoch, of which the batch is a part): the paper's recipes on a GPU. A CPU
 # gets the ConvNet-128 of the profile lite, fewer images for the teacher, and ResNet-18 in synthesis alone.
 ON_GPU = [
+    ("synthesis", "imagenet-1k", "resnet18", 100),
     ("synthesis", "cifar100", "resnet18", 100),
     ("synthesis", "cifar10", "resnet18", 10),
     ("teacher", "cifar100", "resnet18", 50_000),
@@ -55,7 +56,8 @@ class Case:
     """One line of the table: weights, images and settings, the same for the plain loop and for ours."""
 
     def __init__(self, stage: str, preset: str, network: str, count: int):
-        self.stage, self.classes, self.compute = stage, {"cifar10": 10, "cifar100": 100}[preset], devices.choose()
+        self.stage, self.compute = stage, devices.choose()
+        self.classes = {"cifar10": 10, "cifar100": 100, "imagenet-1k": 1000}[preset]
         self.setting = schema.resolve({"preset": preset, "profile": "bench", "name": "bench", "network": network})
         self.device, self.images = self.compute.device, self.setting.images
         self.training = self.setting.teacher if stage == "teacher" else self.setting.relabel
@@ -99,7 +101,7 @@ def plain_seconds(arguments: tuple, with_loader: bool) -> dict:
     case = Case(*arguments)
     network, steps = case.network(), case.steps
     if case.stage == "synthesis":
-        steps = 50 if case.device.type == "cuda" else max(2, 200 // case.batch)
+        steps = max(5, 50 * 32**2 // case.images.side**2) if case.device.type == "cuda" else max(2, 200 // case.batch)
         networks = iter([copy.deepcopy(network.eval()) for _ in range(REPEATS + 1)])
         given = *case.one_batch, case.views(steps), case.images.mean, case.images.std
         seconds = median_seconds(lambda: plain.synthesize(next(networks), *given))
@@ -111,9 +113,10 @@ def plain_seconds(arguments: tuple, with_loader: bool) -> dict:
     return {"seconds": seconds / steps, **peak_memory(case.device)}
 
 
-def our_seconds(arguments: tuple) -> dict:
+def our_seconds(arguments: tuple, compile: bool = False) -> dict:
     """Seconds per step of ours, by the functions that a run calls, and the FLOP of one step."""
     case = Case(*arguments)
+    case.compute = case.compute._replace(compile=compile)
     seconds, flop = our_synthesis(case) if case.stage == "synthesis" else our_training(case)
     return {"seconds": seconds, "flop": flop, **peak_memory(case.device)}
 
@@ -121,12 +124,17 @@ def our_seconds(arguments: tuple) -> dict:
 def our_synthesis(case: Case) -> tuple[float, int]:
     """Seconds and FLOP of a step, where batches run side by side on a GPU."""
     on_cuda, network = case.device.type == "cuda", devices.on_device(case.network(), case.device)
-    steps, at_once = (200, max(1, GPU_IMAGES // case.batch)) if on_cuda else (max(8, 400 // case.batch), 1)
+    steps = max(8, 200 * 32**2 // case.images.side**2 if on_cuda else 400 // case.batch)
+    at_once = max(1, GPU_IMAGES // case.batch) if on_cuda else 1
     batch, stage = ClassBatch(*case.one_batch, case.views((REPEATS + 1) * steps)), case.setting.synthesis
     twins = [devices.frozen_copy(network) for _ in range(at_once + 1)]
-    first, *others = (ImageOptimisation(twin, batch, stage, case.images, case.compute) for twin in twins)
+    computes = [case.compute._replace(compile=False)] + [case.compute] * at_once  # the first counts operations
+    given = batch, stage, case.images
+    first, *others = (ImageOptimisation(twin, *given, each) for twin, each in zip(twins, computes, strict=True))
     with FlopCounterMode(display=False) as counter:
         first.step()
+    if on_cuda:
+        torch.cuda.reset_peak_memory_stats()
     graphed = [devices.Graphed(one.step, case.device) for one in others]
 
     def run() -> None:
@@ -192,38 +200,39 @@ def alone(function, *arguments, **environment: str):
 
 
 def measure(case: tuple) -> dict:
-    """One line of the table, in seconds, FLOP and MB."""
+    """What one line of the table shows, in seconds, FLOP and MB."""
     print(*case[:3], sep=", ", end=" ...\n", flush=True)
-    slow = alone(plain_seconds, case, True)
-    without_loader = slow if case[0] == "synthesis" else alone(plain_seconds, case, False)
+    one, taken, is_synthesis = Case(*case), {"plain": alone(plain_seconds, case, True)}, case[0] == "synthesis"
+    taken["plain without loader"] = taken["plain"] if is_synthesis else alone(plain_seconds, case, False)
     # What the runner sets for every kernel is a part of how ours runs.
-    ours = alone(our_seconds, case, **KERNEL_ENVIRONMENT)
-    return dict(zip(("stage", "preset", "network", "images per epoch"), case, strict=True)) | {
-        "batch": Case(*case).batch,
-        "plain": slow["seconds"],
-        "plain without loader": without_loader["seconds"],
-        "ours": ours["seconds"],
-        "flop": ours["flop"],
-        "plain peak memory": slow["peak_memory_mb"],
-        "our peak memory": ours["peak_memory_mb"],
-    }
+    taken["ours"] = alone(our_seconds, case, **KERNEL_ENVIRONMENT)
+    if is_synthesis and one.device.type == "cuda":
+        taken["compiled"] = alone(our_seconds, case, True, **KERNEL_ENVIRONMENT)
+    about = dict(zip(("stage", "preset", "network", "images per epoch"), case, strict=True))
+    return about | {"batch": one.batch, "iterations": one.setting.synthesis.iterations, "taken": taken}
 
 
 def shown(row: dict, rate: float) -> dict:
     """One line as the table shows it; `rate` as `matrix_rate` returns it."""
+    taken, seconds = row["taken"], {kind: one["seconds"] for kind, one in row["taken"].items()}
+    kinds = [kind for kind in ("plain", "ours", "compiled") if kind in taken]
+    per_image = [f"{seconds[kind] * row['iterations'] / row['batch']:.2g}" for kind in kinds]
+    memory = [f"{taken[kind]['peak_memory_mb'] / 1000:.1f}" for kind in kinds]
+    rate_of_ours = taken["ours"]["flop"] / seconds["ours"]
     return {
         "stage": f"{row['stage']}, {row['preset']}",
         "network": row["network"],
         "batch": row["batch"],
-        "plain, ms": f"{1000 * row['plain']:.1f}",
-        "without DataLoader, ms": f"{1000 * row['plain without loader']:.1f}",
-        "ours, ms": f"{1000 * row['ours']:.1f}",
-        "ratio": f"{row['plain'] / row['ours']:.1f}",
-        "ratio without DataLoader": f"{row['plain without loader'] / row['ours']:.1f}",
-        "images/s": f"{row['batch'] / row['ours']:.0f}",
-        "GFLOP/s": f"{row['flop'] / row['ours'] / 1e9:.0f}",
-        "of the bf16 matrix rate": f"{100 * row['flop'] / row['ours'] / rate:.0f} %",
-        "peak memory plain, ours, MB": f"{row['plain peak memory']:.0f}, {row['our peak memory']:.0f}",
+        "plain, ms": f"{1000 * seconds['plain']:.1f}",
+        "without DataLoader, ms": f"{1000 * seconds['plain without loader']:.1f}",
+        "ours, ms": f"{1000 * seconds['ours']:.1f}",
+        **({"ours compiled, ms": f"{1000 * seconds['compiled']:.1f}"} if "compiled" in taken else {}),
+        "ratio": f"{seconds['plain'] / seconds['ours']:.1f}",
+        "ratio without DataLoader": f"{seconds['plain without loader'] / seconds['ours']:.1f}",
+        "GFLOP/s": f"{rate_of_ours / 1e9:.0f}",
+        "of the bf16 matrix rate": f"{100 * rate_of_ours / rate:.0f} %",
+        "s per finished image": ", ".join(per_image) if row["stage"] == "synthesis" else "",
+        "peak memory, GB": ", ".join(memory),
     }
 
 
@@ -234,16 +243,18 @@ def file_stem(kind: str, device: str) -> str:
 
 def main() -> None:
     compute = devices.choose()
-    on_gpu, name, provenance = compute.device.type == "cuda", compute.describe(), store.provenance(compute)
+    on_gpu, name, provenance = compute.device.type == "cuda", compute.describe(), store.collect_provenance(compute)
     rate = alone(matrix_rate)
     rows = [measure(case) for case in (ON_GPU if on_gpu else ON_CPU)]
     memory = "tensors on the GPU" if on_gpu else "the whole process, libraries included"
     text = f"""# Time per step: {name}
 
 `make bench`: medians of {REPEATS} repeats after a warm-up; ours in {provenance["precision"]}, the plain loop in fp32. \
-A square bf16 matrix product ran at {rate / 1e9:.0f} GFLOP/s. Peak memory: {memory}.
+A square bf16 matrix product ran at {rate / 1e9:.0f} GFLOP/s. Seconds per finished image (all \
+iterations of the preset, without its weight adjustment) and peak memory ({memory}): \
+plain, ours{", ours compiled" if on_gpu else ""}.
 
-{pd.DataFrame([shown(row, rate) for row in rows]).to_markdown(index=False, disable_numparse=True)}
+{pd.DataFrame([shown(row, rate) for row in rows]).fillna("").to_markdown(index=False, disable_numparse=True)}
 """
     path = root() / "results" / "bench" / f"{file_stem('speed', name)}.json"
     store.write_json(path, {"rows": rows, "matrix_rate": rate, **provenance})

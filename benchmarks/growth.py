@@ -82,7 +82,7 @@ def main() -> None:
             rows.append(point | alone(grow, ipc, classes, side))
             print(rows[-1], flush=True)
     stem = file_stem("growth", compute.describe())
-    measured = {"network": NETWORK, "synthesis": SMALL, "rows": rows, **store.provenance(compute)}
+    measured = {"network": NETWORK, "synthesis": SMALL, "rows": rows, **store.collect_provenance(compute)}
     store.write_json(root() / "results" / "bench" / f"{stem}.json", measured)
     draw(pd.DataFrame(rows), stem)
     print(f"written: results/bench/{stem}.json, figures/bench/{stem}.svg and .png")

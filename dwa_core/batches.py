@@ -41,7 +41,7 @@ class Resident:
 
     def pictures(self, indices: torch.Tensor) -> torch.Tensor:
         """The images of `indices` as bytes."""
-        return self.images_uint8[indices.to(self.images_uint8.device)].to(self.device)
+        return upload(self.images_uint8[indices.to(self.images_uint8.device)], self.device)
 
     def relabelled(self, labels: torch.Tensor) -> "Resident":
         """The images with `labels` (N,) instead of their own, without those whose label is negative."""
@@ -54,10 +54,11 @@ class Resident:
         random = seeds.device_random(self.device, *key)
         order = torch.randperm(len(self), generator=random, device=self.device)
         rank, processes = self.share
-        for chosen in order.split(stage.batch_size):
+        places = order.to(self.images_uint8.device)  # read once an epoch, where a read per batch would wait for the GPU
+        for chosen, place in zip(order.split(stage.batch_size), places.split(stage.batch_size), strict=True):
             if too_small(chosen, len(self), processes):
                 continue
-            pixels = self.pictures(chosen)
+            pixels = self.pictures(place)
             if stage.crop == "padded":
                 images = augment.to_unit_range(augment.padded_crop_and_flip(pixels, stage.crop_padding, random))
             else:
@@ -68,7 +69,7 @@ class Resident:
         """Every image once, in order, normalised."""
         batches = zip(self.images_uint8.split(TEST_BATCH), self.labels.split(TEST_BATCH), strict=True)
         for pixels, labels in batches:
-            yield augment.normalise(augment.to_unit_range(pixels.to(self.device)), mean, std), labels
+            yield augment.normalise(augment.to_unit_range(upload(pixels, self.device)), mean, std), labels
 
 
 class Streamed:
@@ -134,11 +135,19 @@ class Streamed:
             batch_sampler=[batch.tolist() for batch in chosen],
             num_workers=self.workers,
             generator=torch.Generator(),  # else it draws from the global one
+            pin_memory=self.device.type == "cuda",
         )
         for images, labels in readable(loader):
-            images = images.to(self.device)  # as bytes, a quarter of what they are as numbers
+            images = upload(images, self.device)  # as bytes, a quarter of what they are as numbers
             images = images.float().div_(255).contiguous(memory_format=torch.channels_last)
-            yield augment.normalise(images, mean, std), labels.to(self.device)
+            yield augment.normalise(images, mean, std), upload(labels, self.device)
+
+
+def upload(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """`tensor` on `device`; where that is a GPU, the host does not wait for it."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def too_small(batch: torch.Tensor, images: int, processes: int) -> bool:

@@ -1,4 +1,4 @@
-"""How networks run: device, precision, memory format, and CUDA graphs."""
+"""How networks run: device, precision, memory format, torch.compile, and CUDA graphs."""
 
 import copy
 import functools
@@ -6,7 +6,7 @@ import os
 import platform
 import timeit
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -14,13 +14,23 @@ from torch import nn
 from dwa_core.errors import InputError
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
+COMPILED_SIDE = 128  # pixels, from which a GPU is busy with kernels that the compiler can merge
+compiler_failures = []  # of this process: after one, what need not be compiled is not
 
 
 class Compute(NamedTuple):
-    """The device that networks run on, and the type of their convolutions and matrix products, bf16 or fp32."""
+    """The device that networks run on, the type of their convolutions and matrix products, and whether to compile.
+
+    `compile` is True, False, or "auto": compile, and go on without where that fails.
+    """
 
     device: torch.device
     precision: torch.dtype
+    compile: Literal["auto", True, False] = False
+
+    def compiles(self) -> bool:
+        """Whether `run` compiles."""
+        return bool(self.compile) and not compiler_failures
 
     def autocast(self) -> torch.autocast:
         """Context in which a network computes in `precision`; its weights stay as they are."""
@@ -39,12 +49,15 @@ class Compute(NamedTuple):
         return f"{model}, {torch.get_num_threads()} threads"
 
 
-def choose(device: str = "auto", precision: str = "auto") -> Compute:
-    """The device and the precision that a setting asks for.
+def choose(
+    device: str = "auto", precision: str = "auto", compile: Literal["auto", True, False] = False, side: int = 0
+) -> Compute:
+    """The device and the precision that a setting asks for, and whether networks are compiled.
 
     Args:
         device: "cpu", "cuda", or "auto": CUDA where there is one, for which cuDNN then tries kernels.
         precision: "bf16", "fp32", or "auto": bf16 on GPUs that compute in it, and on CPUs that are faster in it.
+        compile: True, False, or "auto": on CUDA where images have a `side` of COMPILED_SIDE or more.
 
     Raises:
         InputError: CUDA was asked for and there is none.
@@ -58,7 +71,9 @@ def choose(device: str = "auto", precision: str = "auto") -> Compute:
     if precision == "auto":
         fast = torch.cuda.is_bf16_supported(including_emulation=False) if on_cuda else bf16_is_faster_on_cpu()
         precision = "bf16" if fast else "fp32"
-    return Compute(torch.device("cuda" if on_cuda else "cpu"), PRECISIONS[precision])
+    if compile == "auto" and not (on_cuda and side >= COMPILED_SIDE):
+        compile = False
+    return Compute(torch.device("cuda" if on_cuda else "cpu"), PRECISIONS[precision], compile)
 
 
 @functools.cache
@@ -109,6 +124,42 @@ def cast_weights(network: nn.Module, precision: torch.dtype) -> nn.Module:
             if isinstance(layer, (nn.Conv2d, nn.Linear)):
                 layer.to(torch.bfloat16)
     return network
+
+
+@functools.cache
+def compiler() -> Callable:
+    """torch.compile's version of a call: (function, tensors) -> what the function returns.
+
+    One for all: functions of the same code and networks of the same layers share what was compiled for the first of
+    them. Shapes are fixed, and CUDA graphs are left to Graphed.
+    """
+    from torch._functorch import config  # here because it takes seconds
+
+    config.force_non_lazy_backward_lowering = True  # so that a backward pass that cannot be compiled is known at once
+    return torch.compile(lambda function, *inputs: function(*inputs), dynamic=False, recompile_limit=64)
+
+
+def run(compute: Compute, function: Callable, *inputs: torch.Tensor):
+    """What `function`, a network or one that calls some, returns for `inputs` in the precision of `compute`.
+
+    Raises:
+        InputError: it must be compiled, and cannot be.
+    """
+    with compute.autocast():
+        if not compute.compiles():
+            return function(*inputs)
+        try:
+            return compiler()(function, *inputs)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            if "out of memory" in str(error):
+                raise
+            cause = getattr(error, "inner_exception", error)
+            failure = f"{type(cause).__name__}: {[*str(cause).strip().splitlines(), ''][0][:200]}"
+        if compute.compile != "auto":
+            raise InputError(f"compile: torch.compile failed; {failure}; set it to auto or off")
+        compiler_failures.append(failure)
+        print(f"warning: torch.compile failed; {failure}; going on without it", flush=True)
+        return function(*inputs)
 
 
 class Graphed:

@@ -87,6 +87,8 @@ def raise_unless_out_of_memory(error: RuntimeError) -> None:
     """
     if not isinstance(error, torch.OutOfMemoryError) and "out of memory" not in str(error):
         raise error
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()  # what another stream still computes with is not to be given away
     traceback.clear_frames(error.__traceback__)
 
 
@@ -109,9 +111,7 @@ def too_large(key: str, size: int, attempt: Callable[[int], None] | None) -> Inp
 
 def fits(attempt: Callable[[int], None], size: int) -> bool:
     """Whether `attempt(size)` finds the memory that it needs."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()  # what another stream still computes with is not to be overwritten
-        torch.cuda.empty_cache()
+    torch.cuda.empty_cache()
     try:
         attempt(size)
     except RuntimeError as error:

@@ -51,7 +51,7 @@ class ImageOptimisation:
     Args:
         network: adjusted, in eval mode, without parameter gradients; its BatchNorm layers are replaced.
         normalisation: mean and standard deviation of the images, which bound what a pixel can be.
-        compute: the network runs in its precision; the loss and the images keep the type of the images.
+        compute: how the network runs; the loss and the images keep the type of the images.
     """
 
     def __init__(
@@ -91,8 +91,7 @@ class ImageOptimisation:
         rate = self.rates.index_select(0, self.iteration).squeeze(0)
         self.optimizer.param_groups[0]["lr"].copy_(rate)
         seen = augment.apply_view(self.images, self.views.index_select(0, self.iteration).squeeze(0))
-        with self.compute.autocast():
-            logits = self.network(seen)
+        logits = devices.run(self.compute, self.network, seen)
         cross_entropy = F.cross_entropy(logits.to(seen.dtype), self.labels)
         self.terms = self.terms_of()
         loss = cross_entropy + self.stage.r_bn * self.terms.sum()
@@ -198,7 +197,8 @@ def synthesize(
         if stage.adjustment == "directed":
             adjust_directed(devices.frozen_copy(teacher), images, labels, views[0], stage.rho, 1)
         batch = ClassBatch(images, labels, views)
-        ImageOptimisation(devices.frozen_copy(teacher), batch, stage, recipe.images, compute).step()
+        eager = compute._replace(compile=False)  # each size would be compiled
+        ImageOptimisation(devices.frozen_copy(teacher), batch, stage, recipe.images, eager).step()
 
     waiting = prepare_batches(recipe, train, classes, teacher, compute, indices, len(done))
     while len(done) < total:

@@ -110,7 +110,7 @@ def fit(
 
     Args:
         batch_loss: (inputs, labels) -> the mean loss of the batch; nothing in it may be drawn or read on the host.
-        compute: the forward pass is in its precision; weights and optimiser stay in fp32.
+        compute: how the forward pass runs; weights and optimiser stay in fp32.
 
     Returns: the curve, one dict per epoch: epoch (from 1), learning_rate, loss, and where tested top1, top5 in
         percent: every `stage.test_every` epochs and after the last.
@@ -139,15 +139,14 @@ def fit(
     )
     latest = torch.zeros((), device=device)
 
-    def backward(inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        with compute.autocast():
-            loss = batch_loss(inputs, labels)
+    def backward(compute: Compute, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        loss = devices.run(compute, batch_loss, inputs, labels)
         optimizer.zero_grad()
         loss.backward()
         return loss
 
     def step(inputs: torch.Tensor, labels: torch.Tensor) -> None:
-        loss = backward(inputs, labels)
+        loss = backward(compute, inputs, labels)
         optimizer.step()
         latest.copy_(loss.detach())
 
@@ -161,7 +160,8 @@ def fit(
             step_fast(inputs, labels)
         except RuntimeError as error:
             guard.raise_unless_out_of_memory(error)
-            attempt = (lambda size: backward(inputs[:size], labels[:size])) if alone else None
+            eager = compute._replace(compile=False)  # each size would be compiled
+            attempt = (lambda size: backward(eager, inputs[:size], labels[:size])) if alone else None
             raise guard.too_large(key, len(inputs) if alone else stage.batch_size, attempt) from None
 
     for epoch in bar:

@@ -76,6 +76,20 @@ def test_speed_of_the_plain_loop_and_of_ours_is_taken(stage, monkeypatch):
     assert ours["flop"] > 0
 
 
+def test_compiled_synthesis_on_a_gpu_has_a_column_seconds_per_image_and_gigabytes():
+    taken = {"plain": (0.5, 5300), "plain without loader": (0.5, 5300), "ours": (0.1, 3000), "compiled": (0.05, 2900)}
+    taken = {kind: {"seconds": took, "peak_memory_mb": memory, "flop": 1e12} for kind, (took, memory) in taken.items()}
+    row = {"stage": "synthesis", "preset": "imagenet-1k", "network": "resnet18", "batch": 100, "iterations": 2000}
+    line = bench.shown(row | {"taken": taken}, 4e13)
+    assert line["ours compiled, ms"] == "50.0"
+    assert line["s per finished image"] == "10, 2, 1"
+    assert line["peak memory, GB"] == "5.3, 3.0, 2.9"
+    assert line["of the bf16 matrix rate"] == "25 %"
+    on_cpu = bench.shown(row | {"stage": "teacher", "taken": {kind: taken[kind] for kind in list(taken)[:3]}}, 4e13)
+    assert "ours compiled, ms" not in on_cpu
+    assert on_cpu["s per finished image"] == ""
+
+
 def test_growth_is_taken(monkeypatch):
     monkeypatch.setattr(bench, "REPEATS", 1)
     monkeypatch.setattr(growth, "NETWORK", "convnet-8")

@@ -138,7 +138,7 @@ def test_of_batches_side_by_side_half_as_many_are_tried_where_memory_runs_out(
     def optimise_where_there_is_room(batches, *rest):
         tried.append(len(batches))
         if len(batches) > 2:
-            batches[0].step()
+            devices.Graphed(batches[0].step, CUDA)()  # in a stream of its own, which may still be busy
             raise error
         optimise(batches, *rest)
 
@@ -147,6 +147,44 @@ def test_of_batches_side_by_side_half_as_many_are_tried_where_memory_runs_out(
     images, _ = synthesize(setting, train, 10, teacher_there, Compute(CUDA, torch.float32), Progress("test"))
     assert tried == [4, 2, 2]
     assert images.shape == (40, 16, 16, 3)
+
+
+@pytest.mark.usefixtures("full_fp32")
+def test_compiled_batches_side_by_side_on_the_gpu_end_as_they_do_without_the_compiler(tiny_teacher, tiny_setting):
+    try:
+        import triton
+
+        triton.runtime.driver.active.get_current_target()
+    except Exception as error:  # Triton raises many kinds
+        pytest.skip(f"Triton cannot compile here: {str(error).splitlines()[0]}")
+    setting = tiny_setting(ipc=3, synthesis={"iterations": 10})
+    train = real.load("digits", setting.images, CUDA).train
+    teacher_there = devices.on_device(devices.frozen_copy(tiny_teacher.network), CUDA)
+    made = []
+    for compile in (False, True):
+        compute = Compute(CUDA, torch.float32, compile)
+        made.append(list(prepare_batches(setting, train, 10, teacher_there, compute, range(3), skip=0)))
+        optimise(made[-1], Progress("test"), NOTHING_DONE, {})
+    for one, other in zip(*made, strict=True):
+        assert (one.images - other.images).norm() < 1e-3 * one.images.norm()
+
+
+def test_images_kept_on_the_host_are_those_on_the_gpu_and_the_host_does_not_wait_for_them(digits, tiny_setting, cpu):
+    stage, given = tiny_setting().teacher, (digits.train.images_uint8[:200], digits.train.labels[:200], CUDA)
+    key = ([0.3] * 3, [0.4] * 3, 0)
+    there, here = batches.Resident(*given), batches.Resident(*given, place=cpu)
+    expected, made = list(there.train_batches(stage, *key)), here.train_batches(stage, *key)
+    found = [next(made)]  # for which the order of the epoch was read
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found += made
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for (images, labels), (images_there, labels_there) in zip(found, expected, strict=True):
+        assert torch.equal(images, images_there)
+        assert torch.equal(labels, labels_there)
+    for (images, _), (images_there, _) in zip(here.test_batches(*key[:2]), there.test_batches(*key[:2]), strict=True):
+        assert torch.equal(images, images_there)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
