@@ -21,8 +21,7 @@ from dwa_core.errors import InputError
 
 def build_convnet(name: str, classes: int, side: int) -> nn.Module:
     """ConvNet of the field: three blocks of 3x3 convolution, BatchNorm, ReLU, 2x2 average pool; one linear layer."""
-    width = int(name.removeprefix("convnet-"))
-    layers = []
+    width, layers = int(name.removeprefix("convnet-")), []
     for channels in (3, width, width):
         convolution = nn.Conv2d(channels, width, 3, padding=1)
         layers += [convolution, nn.BatchNorm2d(width), nn.ReLU(inplace=True), nn.AvgPool2d(2)]
@@ -185,15 +184,10 @@ def find_side_problem(name: str, stem: str, side: int) -> str | None:
     try:
         build_outline(name, 2, stem, side).eval()(torch.empty(1, 3, side, side, device="meta"))
     except Exception as error:  # of the network's own kind
-        if is_meta_error(error):  # it computes with its numbers, and the outline has none
+        if "meta tensor" in str(error):  # it computes with its numbers, and the outline has none
             return None
         return (str(error).strip() or type(error).__name__).splitlines()[0]
     return None
-
-
-def is_meta_error(error: Exception) -> bool:
-    """Whether it is PyTorch's error for tensors without numbers."""
-    return isinstance(error, RuntimeError) and "meta tensor" in str(error)
 
 
 def check_teacher(name: str, stem: str, side: int) -> None:
@@ -208,7 +202,7 @@ def build_outline(name: str, classes: int, stem: str, side: int) -> nn.Module:
         with torch.device("meta"):
             return build(name, classes, stem, side, seed=0)
     except RuntimeError as error:
-        if not is_meta_error(error):
+        if "meta tensor" not in str(error):
             raise
         return build(name, classes, stem, side, seed=0).to("meta")  # a RegNet computes its widths with tensors
 
@@ -241,18 +235,18 @@ def find_weights(name: str, weights: str):
     import torchvision
 
     if name in SECOND_OUTPUT:
-        raise InputError(
-            f"teacher.weights: {weights!r} is not allowed for {name}, whose published weights take images normalised "
-            "in another way; null trains one"
-        )
+        reason = "whose published weights take images normalised in another way; null trains one"
+        raise InputError(f"teacher.weights: {weights!r} is not allowed for {name}, {reason}")
     try:
         return torchvision.models.get_model_weights(name)[weights]
     except (ValueError, KeyError) as error:
         raise InputError(f"teacher.weights: {weights!r} is not known for {name}; {error}") from None
 
 
-def load_own_weights(network: nn.Module, path: Path) -> nn.Module:
+def load_own_weights(network: nn.Module, path: Path, new_classes: int | None = None) -> nn.Module:
     """Loads the state dict of a safetensors file, of any float type, into `network`, and returns it.
+
+    A last layer for `new_classes` stays as it is, where the file's is for another number of classes.
 
     Raises:
         InputError: the file cannot be read, or holds another network's weights.
@@ -262,7 +256,7 @@ def load_own_weights(network: nn.Module, path: Path) -> nn.Module:
     except (OSError, SafetensorError) as error:
         raise InputError(f"teacher.weights: {path} cannot be read; {error}") from None
     state = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
-    own = network.state_dict()
+    state = keep_last_layer(state, own := network.state_dict(), new_classes)
     for name in [*own, *state]:
         if name.endswith("num_batches_tracked"):  # counts nothing that is used, and is often left out
             continue
@@ -275,8 +269,17 @@ def load_own_weights(network: nn.Module, path: Path) -> nn.Module:
     return network
 
 
-def load_published(name: str, weights: str, classes: int) -> nn.Module:
+def keep_last_layer(state: dict, own: dict, classes: int | None) -> dict:
+    """`state` with the last layer of `own`, for `classes`, where that of `state` is for another number of classes."""
+    shapes = {key: (own[key].shape, state[key].shape) for key in state.keys() & own.keys()}
+    last = [key for key, (a, b) in shapes.items() if a[:1] == (classes,) != b[:1] and a[1:] == b[1:]]
+    return state | {key: own[key] for key in last}
+
+
+def load_published(name: str, weights: str, classes: int, seed: int | None = None) -> nn.Module:
     """A torchvision network with torchvision's published `weights`, for example IMAGENET1K_V1.
+
+    With a `seed`, which draws it, the last layer is a new one where the weights are for other classes.
 
     Raises:
         InputError: there are no such weights, they have other classes, or they cannot be downloaded or read.
@@ -284,14 +287,14 @@ def load_published(name: str, weights: str, classes: int) -> nn.Module:
     find_builders("network", name)
     found = find_weights(name, weights)
     outputs = len(found.meta["categories"])
-    if outputs != classes:
+    if outputs != classes and seed is None:
         message = f"{weights!r} has {outputs} classes, the data set has {classes}; null trains one"
-        raise InputError(f"teacher.weights: {message}")
+        raise InputError(f"teacher.weights: {message}, teacher.fine_tune: true starts from these")
     try:
         # Left to torchvision, whatever the file holds would be unpickled, code included.
         state = found.get_state_dict(check_hash=True, weights_only=True)
     except Exception as error:  # the download, its checksum, or what the file would have run
         raise InputError(f"teacher.weights: {weights!r} cannot be downloaded or read; {error}") from None
-    network = build_torchvision(name, classes)
-    network.load_state_dict(state)
+    network = build(name, classes, "torchvision", 224, seed or 0)
+    network.load_state_dict(keep_last_layer(state, network.state_dict(), classes))
     return network

@@ -53,13 +53,19 @@ class Training(Strict):
 
 
 class TeacherStage(Training):
-    """The teacher's training, or the published weights that replace it."""
+    """The teacher's training, or the weights that replace it or that it starts from."""
 
     # Whose numbers these are. A name only: the hash of an artifact is made of the numbers.
     recipe: Literal["authors", "sre2l", "torchvision", "gvbsm"] = "authors"
     seed: Seed = 0
     # Instead of training: a torchvision weights name, such as IMAGENET1K_V1, or a file of one's own, *.safetensors.
     weights: str | None = None
+    # Train `weights` further, with a new last layer where they are for another number of classes.
+    fine_tune: bool = False
+
+    def is_trained(self) -> bool:
+        """Whether the network is trained, from the beginning or from `weights`."""
+        return self.weights is None or self.fine_tune
 
     def own_weights(self) -> bool:
         """Whether `weights` is a file of the user's own."""
@@ -130,3 +136,6 @@ class Recipe(Strict):
     # "auto" is bf16 on GPUs that compute in it, and on CPUs that are faster in it. fp32 is PyTorch's: on a GPU,
     # convolutions are rounded to TF32.
     precision: Literal["auto", "bf16", "fp32"] = "auto"
+    # Whether torch.compile makes the kernels of synthesis and training; YAML reads on and off as well. "auto": on a
+    # GPU, for images of devices.COMPILED_SIDE or more.
+    compile: Literal["auto", True, False] = "auto"

@@ -83,9 +83,11 @@ def bare_record():
 
     def made(setting: Setting, **given) -> dict:
         student = {"accuracy": dict.fromkeys(("last", "best", "reported"), 0.0), "curve": []}
-        student |= {"teacher": {"artifact": "t"}, "distilled": {"artifact": "d"}}
-        data = {"fingerprint": "f", "classes": 10}
-        run = {"data": data, "precision": "float32", "device": "cpu", "versions": {}}
+        student |= {"teacher": {"artifact": "t", "files": {}, "accuracy": {"top1": 0.0, "top5": 0.0}}}
+        student |= {"distilled": {"artifact": "d", "files": {}}}
+        student |= {"seconds": {"teacher": 1.0, "synthesis": 1.0, "student": 1.0}}
+        data = {"fingerprint": "f", "training_images": 100, "test_images": 100, "classes": 10}
+        run = {"data": data, "precision": "float32", "device": "cpu", "versions": {"torch": "2.0"}}
         return {"setting": setting.recorded(), **student, **run, **given}
 
     return made

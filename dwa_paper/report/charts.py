@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.figure import Figure
 
 from dwa_paper.report import results
@@ -31,6 +30,8 @@ BELOW = {"loc": "outside lower center", "ncols": 3, "frameon": False}  # a legen
 
 def use_style() -> None:
     """One look for all figures: light grid, embedded fonts, text that stays text in SVG."""
+    import seaborn as sns  # here because it takes a second, which no run of a setting must wait
+
     sns.set_theme(context="notebook", style="whitegrid", font="DejaVu Sans")
     plt.rcParams.update({"svg.fonttype": "none", "savefig.bbox": "tight", "figure.constrained_layout.use": True})
     plt.rcParams["svg.hashsalt"] = "dwa"  # the same figure gives the same file, byte for byte
@@ -54,7 +55,7 @@ def label_group(setting: dict, network: str) -> str:
     return name if recipe == "defaults" else f"{name}\n{RECIPES[recipe]}"
 
 
-def plain(text: str) -> str:
+def escape(text: str) -> str:
     """A text that may have names of others in it, so that matplotlib takes no dollar in it for a formula."""
     return text.replace("$", r"\$")
 
@@ -72,7 +73,7 @@ def show_pictures(axis, pictures_uint8, label: str) -> None:
     axis.set(xticks=[], yticks=[])
     axis.set_ylabel(label, rotation=0, ha="right", va="center")
     axis.grid(False)
-    sns.despine(ax=axis, left=True, bottom=True)
+    axis.spines[:].set_visible(False)
 
 
 def disambiguate(records: Sequence[dict], labels: Sequence[str]) -> list[str]:
@@ -82,14 +83,14 @@ def disambiguate(records: Sequence[dict], labels: Sequence[str]) -> list[str]:
     whose = frame["recipe of teacher"]
     several = whose.groupby(frame["group"]).transform("nunique") > 1
     frame["label"] += (",\n" + whose).where(several & whose.astype(bool), "")
-    return [plain(text) for text in frame["label"] + results.name_differences(frame, ["group", "label"], ",\n")]
+    return [escape(text) for text in frame["label"] + results.name_differences(frame, ["group", "label"], ",\n")]
 
 
-def readable(variant: str) -> str:
+def describe_variant(variant: str) -> str:
     """A variant as a figure names it: "relabel.batch_size 50" is "student's batch size 50"; r_bn and r_var stay."""
     whose = {"relabel": "student's ", "teacher": "teacher's "}
     text = re.sub(r"\b(relabel|teacher|synthesis|images)\.", lambda found: whose.get(found[1], ""), variant)
-    return plain(re.sub(r"(?<!\br)_", " ", text).replace("student's teacher", "teacher's").replace(" True", ""))
+    return escape(re.sub(r"(?<!\br)_", " ", text).replace("student's teacher", "teacher's").replace(" True", ""))
 
 
 def accuracy_bars(runs: list[Run]) -> Figure:
@@ -113,7 +114,7 @@ def accuracy_bars(runs: list[Run]) -> Figure:
     for (group, variant, method), chosen in bars:
         place += 1 if group == heading else 2.5
         if group != heading:
-            axis.text(0.5, place - 1, heading := group, va="center", fontweight="bold", fontsize="medium")
+            axis.text(0.5, place - 1, heading := group, va="center", fontweight="bold", fontsize="small")
         accuracy, key = chosen["accuracy"], tuple(chosen.iloc[0][cell])
         text, reach = f"{accuracy.mean():.1f}", accuracy.max()
         axis.barh(place, accuracy.mean(), 0.85, color=COLOURS[method], edgecolor="black")
@@ -123,7 +124,7 @@ def accuracy_bars(runs: list[Run]) -> Figure:
             axis.scatter(paper[key], place, marker="D", s=30, color="black", zorder=4, label="reported in the paper")
             text, reach = f"{text}, paper {paper[key]:.1f}", max(reach, paper[key] + 0.5)
         axis.text(reach + 1.2, place, text, va="center", fontsize="small")
-        ticks[place] = ", ".join(filter(None, [METHODS[method], readable(variant)]))
+        ticks[place] = ", ".join(filter(None, [METHODS[method], describe_variant(variant)]))
     axis.set_yticks(list(ticks), list(ticks.values()), fontsize="small")
     axis.set(xlim=(0, done["accuracy"].max() + 20), ylim=(place + 0.8, -0.8), xlabel="test accuracy, %")
     axis.grid(axis="y", visible=False)
@@ -153,7 +154,7 @@ def gain_bars(runs: list[Run]) -> Figure:
         return empty_figure("no pair of SRe2L and DWA yet")
     gains = gains.sort_values(cell, key=sort_key, ignore_index=True)
     labels = [
-        "\n".join([name, f"ipc {ipc}", student, readable(variant)])
+        "\n".join([name, f"ipc {ipc}", student, describe_variant(variant)])
         for name, ipc, student, variant, *_ in gains[cell].to_numpy()
     ]
     gains["label"] = [label.strip().replace(" (", "\n(") for label in labels]
@@ -176,7 +177,7 @@ def gain_bars(runs: list[Run]) -> Figure:
     return figure
 
 
-def coupling(setting: dict) -> list[str]:
+def describe_coupling(setting: dict) -> list[str]:
     """ "decoupled" where r_bn is the preset's, "coupled" where mean and variance weigh the same; or both."""
     kinds = [] if "synthesis.r_bn" in results.differences(setting) else ["decoupled"]
     return kinds + (["coupled"] if setting["synthesis"]["r_var"] == 1 else [])
@@ -186,9 +187,9 @@ def sweep(runs: list[Run], axes: tuple[str, ...]) -> pd.DataFrame:
     """The rows of `results.accuracies` that DWA has a record of; "panel" says what else tells one from another."""
     rows = results.accuracies(runs, axes)
     labels = [label_group(run.setting, "student") for run in runs]
-    variants = map(readable, rows["variant"])
+    variants = map(describe_variant, rows["variant"])
     rows["panel"] = [f"{label}\n{variant}".strip() for label, variant in zip(labels, variants, strict=True)]
-    rows["coupling"] = [coupling(run.setting) for run in runs]
+    rows["coupling"] = [describe_coupling(run.setting) for run in runs]
     return rows[rows["method"] == "dwa"].sort_values("variant", kind="stable")
 
 
@@ -228,11 +229,13 @@ def variance_curves(runs: list[Run]) -> Figure:
 
 def distance_bars(runs: list[Run]) -> Figure:
     """Feature distance within class of up to ten classes drawn at random, a bar for each distilled set."""
+    import seaborn as sns
+
     once = {}
-    for setting, _, record in sorted(runs, key=lambda run: coupling(run.setting), reverse=True):
+    for setting, _, record in sorted(runs, key=lambda run: describe_coupling(run.setting), reverse=True):
         if record is not None and None not in record.get("diversity", {}).get("feature_distance_by_class", [None]):
             coefficient = setting["synthesis"]["r_bn"] * setting["synthesis"]["r_var"]
-            label = ", ".join([METHODS[setting["method"]], *coupling(setting), f"λ {coefficient:.2g}"])
+            label = ", ".join([METHODS[setting["method"]], *describe_coupling(setting), f"λ {coefficient:.2g}"])
             once[record["distilled"]["artifact"], record["teacher"]["artifact"]] = record, label
     if not once:
         return empty_figure("no record with the distances of its classes yet")
@@ -257,6 +260,8 @@ def distance_bars(runs: list[Run]) -> Figure:
 
 def steps_rho_map(runs: list[Run]) -> Figure:
     """A heat map of mean accuracy over K and rho for each data set, ipc and student; not run stays empty."""
+    import seaborn as sns
+
     panels = sweep(runs, ("synthesis.steps", "synthesis.rho")).groupby("panel", sort=False)
     panels = panels.filter(lambda rows: rows["accuracy"].notna().any()).groupby("panel", sort=False)
     if not len(panels):
@@ -284,7 +289,7 @@ def steps_rho_map(runs: list[Run]) -> Figure:
 
 
 def label_panels(rows: pd.DataFrame) -> Figure:
-    """Bars of mean accuracy by kind of images, a dot per student; a panel for each kind of labels.
+    """Bars of mean accuracy by kind of images with its value, a dot per student; a panel for each kind of labels.
 
     Args:
         rows: as `labels.accuracies` returns them.
@@ -298,23 +303,32 @@ def label_panels(rows: pd.DataFrame) -> Figure:
         ["method", "recipe"],
         key=lambda column: column.map({name: place for place, name in enumerate([*METHODS, *RECIPES])}),
     )
-    figure, axes = plt.subplots(1, len(shown), figsize=(1.5 + 3.2 * len(shown), 4.2), sharey=True, squeeze=False)
-    width = 0.85 / len(kinds)
+    found = rows.groupby(["labels", *PLACE, "images"])["accuracy"].agg(list)
+    widths = [len(found[labels]) + 1.5 * len(found[labels].groupby(level=PLACE)) for labels in shown]
+    size = (1.5 + 0.42 * sum(widths), 4.2)
+    figure, axes = plt.subplots(1, len(shown), figsize=size, sharey=True, squeeze=False, width_ratios=widths)
+    names, handles = [describe_variant(images) for images in kinds["images"]], {}
     for axis, labels in zip(axes[0], shown, strict=True):
-        for place, (_, kind) in enumerate(kinds.iterrows()):
-            look = {"color": COLOURS[kind["method"]], "edgecolor": "black", "label": readable(kind["images"])}
-            look["hatch"] = "" if kind["recipe"] == "defaults" else "///"
-            chosen = rows[(rows["labels"] == labels) & (rows["images"] == kind["images"])]
-            for number, cell in enumerate(cells):
-                tops = chosen.loc[(chosen[PLACE] == list(cell)).all(axis=1), "accuracy"]
-                x = number + (place - (len(kinds) - 1) / 2) * width
-                axis.bar(x, tops.mean(), width, **look)
-                look["label"] = ""  # once in the legend
+        x, ticks = 0, {}
+        for cell in cells:
+            places = []
+            for (_, kind), name in zip(kinds.iterrows(), names, strict=True):
+                if (tops := found.get((labels, *cell, kind["images"]))) is None:
+                    continue
+                hatch, mean = "" if kind["recipe"] == "defaults" else "///", np.mean(tops)
+                handles[name] = axis.bar(x, mean, 0.9, color=COLOURS[kind["method"]], edgecolor="black", hatch=hatch)
                 axis.scatter([x] * len(tops), tops, s=12, color="white", edgecolor="black", zorder=3)
-        axis.set_xticks(range(len(cells)), [f"{name}\nipc {ipc}\n{student}" for name, ipc, student in cells])
-        axis.set_xlim(-0.5, len(cells) - 0.5)
+                above = {"xytext": (0, 4), "textcoords": "offset points", "ha": "center", "fontsize": "x-small"}
+                axis.annotate(f"{mean:.1f}", (x, max(tops)), **above)
+                places.append(x)
+                x += 1
+            if places:
+                ticks[np.mean(places)] = "\n".join([cell[0], f"ipc {cell[1]}", cell[2]])
+                x += 1.5
+        axis.set_xticks(list(ticks), list(ticks.values()))
         axis.set_title(LABELS[labels], loc="left", fontsize="medium")
         axis.grid(axis="x", visible=False)
+    axes[0, 0].margins(y=0.1)
     axes[0, 0].set_ylabel("test accuracy, %")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), **BELOW)
+    figure.legend([handles[name] for name in names], names, **BELOW)
     return figure

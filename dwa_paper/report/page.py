@@ -12,7 +12,7 @@ from PIL import Image
 
 from dwa_paper.report import labels, product, results
 from dwa_paper.report.product import Run
-from dwa_paper.runs.records import students
+from dwa_paper.runs.records import list_students
 from dwa_paper.settings import files, grid
 from dwa_paper.settings.environment import root
 
@@ -70,7 +70,7 @@ def list_files(folder: Path, ending: str) -> list[Path]:
 
 def headline(profile: str) -> str:
     """What Table 1 of a profile comes to: DWA against each other method, for each recipe, as a Markdown list."""
-    rows, lines = results.accuracies(product.runs_of(profile, "table-1")), []
+    rows, lines = results.accuracies(product.collect_runs(profile, "table-1")), []
     for recipe, name in results.RECIPES.items():
         for other in ("random-real", "sre2l"):
             chosen, cell = rows[rows["recipe"] == recipe], [key for key in results.CELL if key != "method"]
@@ -84,7 +84,7 @@ def headline(profile: str) -> str:
 def sources(profile: str) -> dict[str, str]:
     """Links from results/PROFILE/ to the notebook, the settings and the records of each product, as Markdown."""
     here, runs, own, found = root() / "results" / profile, files.list_runs(profile), files.SETTINGS / profile, {}
-    for name in product.products(runs):
+    for name in product.select_products(runs):
         shown = [setting for setting in runs if product.shows_all_runs(name) or name in setting.shown_in]
         records = [path for path in (setting.record_path() for setting in shown) if path.is_file()]
         paths = [files.NOTEBOOKS / f"{name}.ipynb", own if own.is_dir() else grid.GRID, *records]
@@ -129,18 +129,23 @@ def versions(runs: list[Run]) -> str:
     return ", ".join(f"{name} {' or '.join(sorted(found[name]))}" for name in sorted(found))
 
 
-def durations(runs: list[Run]) -> pd.DataFrame:
-    """Wall time of teachers, distilled sets and students by data set; what several records share counts once."""
+def collect_seconds(runs: list[Run]) -> dict[tuple[str, str], dict]:
+    """Wall times in seconds by data set and stage; what several records share, such as a teacher, is there once."""
     seconds = {}
     for setting, _, record in runs:
-        for part in students(record) if record else []:
+        for part in list_students(record) if record else []:
             made = {"teacher": part["teacher"]["artifact"], "synthesis": part["distilled"]["artifact"]}
             made["student"] = setting["name"], setting["seed"], part.get("classes_seen")
             for stage, what in made.items():
                 seconds.setdefault((results.dataset_label(setting), stage), {})[what] = part["seconds"][stage]
+    return seconds
+
+
+def durations(runs: list[Run]) -> pd.DataFrame:
+    """Wall time of teachers, distilled sets and students by data set: their number, median, and all together."""
     rows = [
         (*key, len(times), f"{statistics.median(times.values()):,.1f}", f"{sum(times.values()) / 3600:,.2f}")
-        for key, times in seconds.items()
+        for key, times in collect_seconds(runs).items()
     ]
     return pd.DataFrame(rows, columns=["data set", "stage", "runs", "median, s", "together, h"])
 

@@ -19,7 +19,7 @@ from dwa_paper.report.charts import BELOW, DARK, LIGHT, RIGHT, label_group
 from dwa_paper.report.product import Run
 from dwa_paper.report.results import METHODS, RECIPES
 from dwa_paper.runs import real, store, teachers
-from dwa_paper.runs.records import as_setting
+from dwa_paper.runs.records import parse_setting
 from dwa_paper.runs.sets import read_losses, read_parquet
 from dwa_paper.settings import schema
 
@@ -94,7 +94,7 @@ def loss_curves(runs: list[Run]) -> Figure:
 
 def load_real_images(record: dict, device: torch.device) -> real.ImageData | None:
     """The data set of a record; None, and a line that says why, where it cannot be read or is another copy."""
-    setting = as_setting(record["setting"])
+    setting = parse_setting(record["setting"])
     try:
         found = real.load(setting.dataset, setting.images, device, validation=setting.validation)
     except InputError as error:
@@ -152,7 +152,7 @@ def gallery(runs: list[Run]) -> Figure:
     figure, axes = plt.subplots(len(heights), figsize=(8.2, 0.74 * sum(heights)), layout="none", gridspec_kw=grid)
     remaining = iter(axes)
     for title, (classes, rows) in blocks.items():
-        next(remaining).set_axis_off()
+        next(remaining).set_visible(False)
         for number, (label, pictures) in enumerate(rows.items()):
             axis, scale = next(remaining), max(1, 256 // pictures.shape[2])  # large, so that pixels keep their edges
             charts.show_pictures(axis, pictures.repeat_interleave(scale, 1).repeat_interleave(scale, 2), label)
@@ -215,7 +215,7 @@ def compute_tsne(pair: dict[str, StoredSet]) -> dict[str, np.ndarray] | None:
     images = load_real_images(record, device)
     if images is None:
         return None
-    setting = as_setting(record["setting"])
+    setting = parse_setting(record["setting"])
     teacher = teachers.load(setting, len(images.classes), device, folder)
     per_class = max(TSNE_PER_CLASS, TSNE_REAL // len(images.classes))
     some = {"real": diversity.first_of_each_class(images.test, per_class)}

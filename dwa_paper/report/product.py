@@ -33,7 +33,7 @@ class Run(NamedTuple):
     record: dict | None
 
 
-def runs_of(profile: str, product: str | None = None) -> list[Run]:
+def collect_runs(profile: str, product: str | None = None) -> list[Run]:
     """Every run that the settings of `profile` ask for, in all or in `product`: setting by setting, seed by seed.
 
     A record of other numbers than its setting now has counts as missing.
@@ -65,7 +65,7 @@ class Product:
     @cached_property
     def runs(self) -> list[Run]:
         """The runs that it shows; the first look prints how many have records and how to make the others."""
-        runs = runs_of(self.profile, self.name)
+        runs = collect_runs(self.profile, self.name)
         missing = [run.command for run in runs if run.record is None]
         print(f"{self.name}: {len(runs) - len(missing)} of {len(runs)} records are there")
         if missing:
@@ -93,7 +93,7 @@ class Product:
         save_figure(figure, self._new_files()[0], **about, Source=source)
 
     def _new_files(self) -> list[Path]:
-        paths = files_of(self.name, self.profile)
+        paths = locate_files(self.name, self.profile)
         paths[0].parent.mkdir(parents=True, exist_ok=True)
         print(*(path.relative_to(root()) for path in paths), sep="\n")
         return paths
@@ -123,13 +123,13 @@ def escape_csv(value):
     return f"'{value}" if isinstance(value, str) and re.match(r"[=+\-@\t\r](?![\d.]+$)", value) else value
 
 
-def files_of(name: str, profile: str) -> list[Path]:
+def locate_files(name: str, profile: str) -> list[Path]:
     """The files of a product: .md and .csv of a table, .svg and .png of a figure."""
     folder, endings = ("figures", ("svg", "png")) if name.startswith("figure-") else ("results", ("md", "csv"))
     return [root() / folder / profile / f"{name}.{ending}" for ending in endings]
 
 
-def products(runs: list[Setting]) -> list[str]:
+def select_products(runs: list[Setting]) -> list[str]:
     """The products that a profile of these runs shows: those that they name, and those that show all runs."""
     named = {name for setting in runs for name in setting.shown_in}
     return [name for name in files.list_products() if name in named or shows_all_runs(name)]
@@ -137,7 +137,7 @@ def products(runs: list[Setting]) -> list[str]:
 
 def shows_all_runs(product: str) -> bool:
     """Whether a product shows every run of a profile, and without records what the settings ask for."""
-    return any("runs_of(" in text for text in read_cells(product, "code"))
+    return any("collect_runs(" in text for text in read_cells(product, "code"))
 
 
 def is_current(product: str, profile: str, runs: list[Setting]) -> bool:
@@ -149,7 +149,7 @@ def is_current(product: str, profile: str, runs: list[Setting]) -> bool:
     drawn_from = digest(product, runs).encode()
     return all(
         path.is_file() and (path.suffix == ".csv" or drawn_from in path.read_bytes())
-        for path in files_of(product, profile)
+        for path in locate_files(product, profile)
     )
 
 

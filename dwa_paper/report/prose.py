@@ -10,7 +10,10 @@ A marker is one of
     paper DATASET ipcN STUDENT METHOD   the paper's number in published/published_results.csv
     A minus B                   the difference of the means of two of these, in points, with its sign
     A above B                   the same without a sign; A must be the larger
-    records PROFILE             how many records are there
+    runs, records, missing PROFILE   how many runs there are, and how many of them have a record or none
+    hours [STAGE] PROFILE       wall time of what its records stand on: in all, or of teacher, synthesis or student
+    seconds STAGE PROFILE/SETTING   wall time of a stage, the median over its student seeds
+    lacking PROFILE/SETTING     how many images its copy of the data set lacks
     interval PROFILE METHOD BASELINE RECIPE   labels.interval_text over the profile's Table 1
 
 `python -m dwa_paper docs` writes them again, and verify reports a page whose numbers differ.
@@ -18,16 +21,18 @@ A marker is one of
 
 import functools
 import re
+import statistics
 from pathlib import Path
 
 import pandas as pd
 
 from dwa_core.errors import InputError
-from dwa_paper.report import labels, product, results, tables
+from dwa_paper.report import labels, page, product, results, tables
+from dwa_paper.settings.datasets import DATASETS
 
 MARKED = re.compile(r"<!-- (?P<marker>[a-z][^<>\n]*?) -->(?P<text>[^<]*)<!-- -->")
 REPOSITORY = Path(__file__).parents[2]
-runs_of = functools.cache(product.runs_of)  # read once for all markers, each of which asks for a profile's
+collect_runs = functools.cache(product.collect_runs)  # read once for all markers, each of which asks for a profile's
 
 
 def pages() -> list[Path]:
@@ -51,7 +56,7 @@ def quantity(text: str) -> pd.Series:
             raise InputError(f"marker {text!r}: the paper's number is not in {results.PUBLISHED.name}")
         return found.iloc[0]
     profile, name = (rest if first in ("teacher", "mean") else text).split("/")
-    runs = [run for run in runs_of(profile) if run.setting["name"] == name]
+    runs = [run for run in collect_runs(profile) if run.setting["name"] == name]
     column = "teacher" if first == "teacher" else "accuracy"
     values = results.accuracies(runs)[column].dropna()
     if values.empty:
@@ -62,11 +67,25 @@ def quantity(text: str) -> pd.Series:
 def value(marker: str) -> str:
     """The text of a marker, made from the records."""
     kind, _, rest = marker.partition(" ")
-    if kind == "records":
-        return str(sum(run.record is not None for run in runs_of(rest)))
+    if kind in ("runs", "records", "missing"):
+        there = [run.record is not None for run in collect_runs(rest)]
+        return str({"runs": len(there), "records": sum(there), "missing": there.count(False)}[kind])
+    if kind in ("hours", "seconds", "lacking"):
+        *stage, place = rest.split()
+        profile, _, name = place.partition("/")
+        runs = [run for run in collect_runs(profile) if run.record and name in ("", run.setting["name"])]
+        if not runs:
+            raise InputError(f"marker {marker!r}: there is no record of results/{place}")
+        if kind == "lacking":
+            official, data = DATASETS[runs[0].setting["dataset"]], runs[0].record["data"]
+            images = official.training_images + official.test_images
+            return f"{images - data['training_images'] - data['test_images']:,}"
+        groups = page.collect_seconds(runs).items()
+        times = [seconds for (_, made), group in groups if stage in ([], [made]) for seconds in group.values()]
+        return f"{sum(times) / 3600:.1f}" if kind == "hours" else f"{statistics.median(times):,.0f}"
     if kind == "interval":
         profile, method, baseline, recipe = rest.split()
-        rows = results.accuracies(runs_of(profile, "table-1"))
+        rows = results.accuracies(collect_runs(profile, "table-1"))
         cell = [name for name in results.CELL if name != "method"]
         return labels.interval_text(rows[rows["recipe"] == recipe], cell, method, baseline)
     for operator, form in {" minus ": "+.1f", " above ": ".1f"}.items():
@@ -87,7 +106,7 @@ def render(text: str) -> str:
 
 def write() -> None:
     """Writes the numbers of every page again, and prints which pages changed."""
-    runs_of.cache_clear()
+    collect_runs.cache_clear()
     for path in pages():
         before = path.read_text()
         if (after := render(before)) != before:
@@ -97,7 +116,7 @@ def write() -> None:
 
 def find_differences() -> list[str]:
     """One line for each number of the pages that is not what the records give."""
-    runs_of.cache_clear()
+    collect_runs.cache_clear()
     lines = []
     for path in pages():
         for found in MARKED.finditer(path.read_text()):

@@ -13,7 +13,7 @@ import pandas as pd
 from dwa_core.errors import InputError
 from dwa_core.recipe import SynthesisStage
 from dwa_paper.report.product import Run
-from dwa_paper.runs.records import artifacts_named, is_at_chance, students
+from dwa_paper.runs.records import is_at_chance, list_named_artifacts, list_students
 from dwa_paper.settings import presets, schema
 from dwa_paper.settings.datasets import DATASETS
 
@@ -28,7 +28,7 @@ METHODS = {
 # Of the distilled set of a record: spread within class relative to real images, and how much of them is covered.
 DIVERSITY = {"feature_distance": "feature distance", "coverage": "coverage"}
 # Where our defaults, the authors' code and the best that was found on validation images differ, a run follows one.
-RECIPES = {"defaults": "defaults", "authors": "authors' code", "best": "best on validation"}
+RECIPES = {"defaults": "defaults", "authors": "authors' code", "best": "best setting on validation images"}
 # Whose recipe a teacher is trained by.
 TEACHERS = {"authors": "the authors'", "sre2l": "SRe2L's", "torchvision": "torchvision's", "gvbsm": "G-VBSM's"}
 # What changes nothing in images that are real ones: all of the synthesis except the seed and the storage.
@@ -121,7 +121,7 @@ def variant(setting: dict, left_out: Collection[str] = ()) -> str:
 
 def identify(record: dict) -> dict[str, str]:
     """What a record was made from, the clearest first: numbers of the teacher's training, then data and artifacts."""
-    setting, hashes = record["setting"], [name.rpartition("-")[2] for name in artifacts_named(record)]
+    setting, hashes = record["setting"], [name.rpartition("-")[2] for name in list_named_artifacts(record)]
     changed = {key: new for key, (new, _) in differences(setting).items() if key.startswith("teacher.")}
     return {
         "recipe of teacher": teacher_variant(setting),
@@ -171,7 +171,7 @@ def accuracies(runs: list[Run], axes: tuple[str, ...] = ()) -> pd.DataFrame:
         row |= read_numbers(setting) | (identify(record) if record else {})
         usual = statistics.mode(epochs.get((setting["preset"], setting["network"]), [None]))
         row["variant"] = ", ".join(filter(None, [teacher_variant(setting, usual), variant(setting, axes)]))
-        parts = students(record) if record else [None] * setting["tasks"]
+        parts = list_students(record) if record else [None] * setting["tasks"]
         for task, part in enumerate(parts if "task" in axes else [record], 1):
             rows.append(row | {"task": task} | (measurements(part) if part else {}))
     cell, numbers = [*CELL, *axes, "recipe"], ["accuracy", "teacher", *DIVERSITY.values()]
@@ -197,7 +197,7 @@ def join_records(names: pd.Series) -> str:
 
 def measurements(part: dict) -> dict:
     """What the columns of `accuracies` take from a record, or from one task of it."""
-    teachers = [student["teacher"]["accuracy"]["top1"] for student in students(part)]
+    teachers = [student["teacher"]["accuracy"]["top1"] for student in list_students(part)]
     diversity = {name: part.get("diversity", {}).get(key) for key, name in DIVERSITY.items()}
     return {"accuracy": part["accuracy"]["reported"], "teacher": statistics.mean(teachers), **diversity}
 

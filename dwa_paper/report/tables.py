@@ -108,7 +108,7 @@ def teacher_text(row: pd.Series) -> str:
     return f"{network} {format_number(row['teacher'], '.1f')}".strip()
 
 
-def long(frame: pd.DataFrame) -> pd.DataFrame:
+def to_long(frame: pd.DataFrame) -> pd.DataFrame:
     """`accuracy_table`'s frame as texts, one cell a row, without empty columns."""
     shown = frame[["data set", "ipc", "student"]].copy()
     for name, text in {
@@ -117,7 +117,7 @@ def long(frame: pd.DataFrame) -> pd.DataFrame:
         "ours, authors' code": lambda row: mean_text(row, "authors"),
         "difference": difference_text,
         "ours, defaults": lambda row: mean_text(row, "defaults"),
-        "ours, best on validation": lambda row: mean_text(row, "best"),
+        f"ours, {RECIPES['best']}": lambda row: mean_text(row, "best"),
         "teacher": teacher_text,
     }.items():
         shown[name] = [text(row) for _, row in frame.iterrows()]
@@ -135,7 +135,7 @@ def stack_recipes(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def wide(frame: pd.DataFrame, rows: list[str], columns: list[str]) -> pd.DataFrame:
+def to_wide(frame: pd.DataFrame, rows: list[str], columns: list[str]) -> pd.DataFrame:
     """`accuracy_table`'s frame as texts with one row for each of `rows` and one column for each of `columns`.
 
     Where there are several recipes, each has rows of its own. The paper's number, where there is one, follows ours in
@@ -266,8 +266,8 @@ def hyperparameters(runs: list[Run]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """
     settings = [run.setting for run in runs if run.record] or [run.setting for run in runs]
     rows = []
-    for (*_, kind), setting in sorted(((kind_of_run(each), each) for each in settings), key=lambda pair: pair[0]):
-        numbers = {"runs": kind} | used_numbers(setting)
+    for (*_, kind), setting in sorted(((classify_run(each), each) for each in settings), key=lambda pair: pair[0]):
+        numbers = {"runs": kind} | select_numbers(setting)
         rows += [(kind, results.dataset_label(setting), *number) for number in numbers.items()]
     used = pd.DataFrame(rows, columns=["runs", "data set", "value", "text"])
     cells = used.groupby(["runs", "value", "data set"], sort=False)["text"]
@@ -286,7 +286,7 @@ def is_other(text: str, usual: str) -> bool:
     return text != "" and (own[0] != known[0] or not {*own} <= {*known})
 
 
-def kind_of_run(setting: dict) -> tuple:
+def classify_run(setting: dict) -> tuple:
     """A key that sorts DWA under our defaults first; its last entry names method, recipe and the teacher's recipe."""
     method, recipe, numbers = setting["method"], results.recipe(setting), results.teacher_recipe(setting)
     texts = [METHODS[method], RECIPES[recipe] if recipe != "defaults" else ""]
@@ -294,14 +294,16 @@ def kind_of_run(setting: dict) -> tuple:
     return ["dwa", *METHODS].index(method), list(RECIPES).index(recipe), bool(numbers), ", ".join(filter(None, texts))
 
 
-def used_numbers(setting: dict) -> dict[str, str]:
+def select_numbers(setting: dict) -> dict[str, str]:
     """The numbers of a setting, "stage.key" -> text; empty where one has no part in the run, or is a seed."""
     numbers = {"network": setting["network"], "stem": setting["stem"]} | results.read_numbers(setting)
     unused = {key for key in numbers if key.endswith((".seed", ".test_every"))}
     for stage in ("teacher", "relabel"):
         unused |= {f"{stage}.momentum"} if numbers[f"{stage}.optimizer"] != "sgd" else set()
         unused |= {f"{stage}.crop_padding"} if numbers[f"{stage}.crop"] != "padded" else set()
-    if numbers["teacher.weights"] is not None:
+    if numbers["teacher.weights"] is None:
+        unused.add("teacher.fine_tune")
+    elif not numbers["teacher.fine_tune"]:
         unused |= {key for key in numbers if key.startswith("teacher.")} - {"teacher.weights"}
     if setting["method"] not in SYNTHESISED:
         unused |= results.UNREAD_OF_REAL

@@ -18,13 +18,13 @@ from safetensors.torch import load_file, save_file
 from dwa_core.errors import InputError, StoppedError
 from dwa_core.training import Progress
 from dwa_paper.runs import stop, store
-from dwa_paper.settings.environment import checkpoint_seconds, root
+from dwa_paper.settings.environment import read_checkpoint_seconds, root
 
 SHOWN = 64  # images of a grid of TensorBoard's, at most
 
 
 @functools.cache
-def board(name: str):
+def open_board(name: str):
     """TensorBoard's writer for the artifact or student `name`, or None where nobody watches."""
     folder = os.environ.get("DWA_TENSORBOARD")
     if not folder:
@@ -74,7 +74,7 @@ class Checkpoint(Progress):
 
     def due(self) -> bool:
         """Whether the last one is old enough for the next, or the run has to stop."""
-        late = time.monotonic() - self.saved >= checkpoint_seconds()
+        late = time.monotonic() - self.saved >= read_checkpoint_seconds()
         return self.written and (late or stop.reason() is not None)
 
     def save(self, tensors: dict[str, torch.Tensor], state: dict) -> None:
@@ -87,7 +87,7 @@ class Checkpoint(Progress):
         tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
         text = store.canonical_json({**state, "checksum": store.fingerprint(tensors, [self.path.name, state])})
         packed = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
-        with store.replacing(self.path) as temporary:
+        with store.replace_whole(self.path) as temporary:
             save_file(tensors | {"state": packed}, temporary)
         self.saved = time.monotonic()
         if (reason := stop.reason()) is not None:
@@ -100,13 +100,13 @@ class Checkpoint(Progress):
         stop.restore_handlers()
 
     def epoch(self, entry: dict) -> None:
-        if self.written and (writer := board(self.path.stem)) is not None:
+        if self.written and (writer := open_board(self.path.stem)) is not None:
             for key in entry.keys() - {"epoch"}:
                 writer.add_scalar(key, entry[key], entry["epoch"])
             writer.flush()
 
     def synthesised(self, index: int, losses: dict[str, list[float]], images_uint8: torch.Tensor) -> None:
-        if (writer := board(self.path.stem)) is not None:
+        if (writer := open_board(self.path.stem)) is not None:
             for key, values in losses.items():
                 for iteration, value in enumerate(values, start=1):
                     writer.add_scalar(f"ipc index {index}/{key}", value, iteration)

@@ -1,6 +1,8 @@
-"""What papermill or a reader gives to a notebook, checked before any work: a setting, or a profile."""
+"""What papermill or a reader gives to a notebook, checked before any work: a setting, or a profile; and its saving."""
 
 import ast
+import subprocess
+from pathlib import Path
 
 from dwa_core.errors import InputError
 from dwa_paper.runs import stop
@@ -33,8 +35,8 @@ def read_setting(variables: dict) -> Setting:
         models.find_weights(setting.network, setting.teacher.weights)
     if setting.method == "external":
         sets.external_folder(setting, download=True)
-    for seed in setting.seeds:
-        if (record := setting.model_copy(update={"seed": seed}).record_path()).is_dir():
+    for one in setting.split_seeds():
+        if (record := one.record_path()).is_dir():
             raise InputError(f"{record}: a folder is where the record goes; move it away")
     if setting.deterministic:
         devices.use_deterministic_algorithms()
@@ -63,3 +65,20 @@ def read_profile(variables: dict) -> str:
     check_parameters(variables, {"profile"})
     check_profile(variables["profile"])
     return variables["profile"]
+
+
+def strip_outputs(model: dict, path: str, contents_manager, **_) -> None:
+    """JupyterLab's hook before it saves: of a notebook that git has, outputs, counts and most metadata are left out.
+
+    Args:
+        model: what is saved to `path`, under the root of `contents_manager`; changed in place.
+    """
+    file = Path(contents_manager.root_dir, path)
+    known = ["git", "ls-files", "--error-unmatch", file.name]
+    if model["type"] != "notebook" or subprocess.run(known, cwd=file.parent, capture_output=True).returncode:
+        return
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    model["content"]["metadata"] = {"kernelspec": kernel, "language_info": {"name": "python"}}
+    for cell in model["content"]["cells"]:
+        cell["metadata"] = {key: value for key, value in cell["metadata"].items() if key == "tags"}
+        cell |= {"outputs": [], "execution_count": None} if cell["cell_type"] == "code" else {}

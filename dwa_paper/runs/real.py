@@ -38,7 +38,7 @@ def load(name: str, images: Images, device: torch.device, ipc: int = 1, validati
     """The data set `name` at `images.side`: bundled digits, $DWA_DATA/<name>, or the hub.
 
     Args:
-        validation: the share of the training images that replaces the test part; see `with_validation`.
+        validation: the share of the training images that replaces the test part; see `hold_out`.
 
     Raises:
         InputError: it cannot be found or read, a label is out of range, or a class has fewer than `ipc`
@@ -49,19 +49,19 @@ def load(name: str, images: Images, device: torch.device, ipc: int = 1, validati
     for part, dataset in parts.items():
         check_labels(name, part, torch.tensor(dataset["label"][:]), classes, ipc)
     size = sum(map(len, parts.values())) * images.side**2 * 3
-    place = place_for(size, images.side, device)
+    place = choose_place(size, images.side, device)
     storage = describe_storage(size, images.side, device, place)
     if place == "files":
         content = store.digest(source, images.side)
         train, test = (Streamed(dataset, images.side, device) for dataset in parts.values())
     else:
-        tensors, content = decoded(name, parts, images.side, source, classes)
+        tensors, content = load_decoded(name, parts, images.side, source, classes)
         kept_on = torch.device("cpu") if place == "host" else device
         train, test = (Resident(tensors[part], tensors[f"{part}_labels"], device, kept_on) for part in parts)
-    return with_validation(ImageData(name, classes, train, test, content, storage), validation, ipc)
+    return hold_out(ImageData(name, classes, train, test, content, storage), validation, ipc)
 
 
-def with_validation(data: ImageData, share: float, ipc: int) -> ImageData:
+def hold_out(data: ImageData, share: float, ipc: int) -> ImageData:
     """`data` tested on that share of the training images of each class, which the training part then lacks.
 
     What is chosen by accuracy is chosen on it; the test images have no part in it. Drawn by seed 0. A share of 0
@@ -85,7 +85,7 @@ def with_validation(data: ImageData, share: float, ipc: int) -> ImageData:
     return replace(data, train=train, test=test, fingerprint=store.digest(data.fingerprint, "validation", share))
 
 
-def place_for(size: int, side: int, device: torch.device) -> str:
+def choose_place(size: int, side: int, device: torch.device) -> str:
     """Where `size` bytes of images decoded at `side` go: "device", "host" (memory), or "files".
 
     Those above RESIDENT_SIDE stay in their files, and those for which neither memory has the room: half of what is
@@ -102,12 +102,12 @@ def place_for(size: int, side: int, device: torch.device) -> str:
 
 
 def describe_storage(size: int, side: int, device: torch.device, place: str) -> str:
-    """For people: how large the images are and where they are kept, as place_for decides."""
+    """For people: how large the images are and where they are kept, as choose_place decides."""
     where = {"files": "left in their files", "host": "in host memory", "device": f"on {device}"}[place]
     return f"{size / 1e6:,.1f} MB decoded at {side} px, {where}"
 
 
-def decoded(name, parts, side: int, source, classes: list[str]) -> tuple[dict[str, torch.Tensor], str]:
+def load_decoded(name, parts, side: int, source, classes: list[str]) -> tuple[dict[str, torch.Tensor], str]:
     """All images as (N, side, side, 3) bytes with their labels, decoded once and kept under artifacts/data."""
     described = {"source": source, "side": side}
     artifact = f"{name}-{side}px-{store.digest(described)}"
@@ -118,7 +118,7 @@ def decoded(name, parts, side: int, source, classes: list[str]) -> tuple[dict[st
             tensors[part] = decode(name, part, dataset, side)
             tensors[f"{part}_labels"] = torch.tensor(dataset["label"][:])
         # Only now: an image that cannot be read leaves no file behind.
-        with store.lock("data", artifact), store.new_artifact("data", artifact) as new:
+        with store.lock("data", artifact), store.create_artifact("data", artifact) as new:
             save_file(tensors, new / "images.safetensors")
             store.seal(new, described, fingerprint=store.fingerprint(tensors, classes), classes=classes)
         folder = store.find("data", artifact)

@@ -4,62 +4,96 @@ import ast
 import contextlib
 import functools
 import hashlib
-import json
-import re
+from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
+from pydantic_core import from_json
 
 import dwa_core
 from dwa_core.errors import InputError
+from dwa_core.recipe import Count, NotNegative
 from dwa_paper.settings.environment import root
 from dwa_paper.settings.reading import read_text
 from dwa_paper.settings.schema import NAME, Setting
 
 MOST_BYTES = 10**8  # of a record
-# What every record holds, and each of its students: keys, and types or the pattern of a text.
-ARTIFACT = {"artifact": re.compile(NAME)}  # a name of a folder, which leads nowhere else
-ACCURACY = {"last": (int, float), "best": (int, float), "reported": (int, float)}
-RUN = {
-    "setting": {"method": str},
-    "accuracy": ACCURACY,
-    "data": {"fingerprint": str, "classes": int},
-    **{"precision": str, "device": str, "versions": dict},
+
+
+def require(**fields) -> type[BaseModel]:
+    """A part of a record that has these fields, each a type or its type and default; what else it has is free."""
+    kinds = {key: kind if isinstance(kind, tuple) else (kind, ...) for key, kind in fields.items()}
+    return create_model("Part", __config__=ConfigDict(strict=True, allow_inf_nan=False), **kinds)
+
+
+def add_seeds(recorded):
+    """The setting that a record holds with its one seed as `seeds`, which are not recorded."""
+    return {**recorded, "seeds": [recorded.get("seed")]} if isinstance(recorded, dict) else recorded
+
+
+ARTIFACT = {"artifact": Annotated[str, Field(pattern=NAME)], "files": dict[str, str]}  # a folder, and nowhere else
+EITHER = {
+    "accuracy": require(last=float, best=float, reported=float),
+    "seconds": require(teacher=NotNegative, synthesis=NotNegative, student=NotNegative),
 }
-STUDENT = {"accuracy": ACCURACY, "curve": list, "teacher": ARTIFACT, "distilled": ARTIFACT}
+STUDENT = {
+    **EITHER,
+    "curve": list[dict[str, float]],
+    "teacher": require(**ARTIFACT, accuracy=require(top1=float, top5=float)),
+    "distilled": require(**ARTIFACT),
+    "diversity": (require(feature_distance=(float | None, None), coverage=(float | None, None)) | None, None),
+}
+RUN = {
+    **EITHER,
+    "setting": Annotated[Setting, BeforeValidator(add_seeds)],
+    "data": require(fingerprint=str, training_images=Count, test_images=Count, classes=Count),
+    **{"precision": str, "device": str, "versions": require(torch=str)},
+}
+OF_ONE = require(**RUN | STUDENT)
+OF_TASKS = require(**RUN, tasks=Annotated[list[require(**STUDENT)], Field(min_length=1)])
 
 
 def read_record(path: Path) -> dict:
-    """A record: of one student, or of one per task in its list `tasks`.
+    """A record: of one student, or of one per task in its list `tasks`. Fields that came later are in its setting.
 
     Raises:
-        InputError: it is damaged, or of an older format.
+        InputError: it is damaged, or of an older format; the message names the first field that is wrong.
     """
     try:
-        record = json.loads(read_text(path, MOST_BYTES), parse_constant=int)  # int refuses NaN
-        good = has_shape(record, RUN) and all(has_shape(student, STUDENT) for student in [*students(record)] or [None])
-    except (ValueError, TypeError, RecursionError):
-        good = False
-    if not good:
-        raise InputError(f"{path}: the record is damaged, or of an older format; delete it, and make makes it again")
-    return record
+        record = from_json(read_text(path, MOST_BYTES), allow_inf_nan=False)
+        of_tasks = isinstance(record, dict) and "tasks" in record
+        checked = (OF_TASKS if of_tasks else OF_ONE).model_validate(record)
+        return {**record, "setting": checked.setting.recorded()}
+    except ValidationError as error:
+        first = error.errors()[0]
+        reason = ": ".join(filter(None, (".".join(map(str, first["loc"]))[:100], first["msg"])))
+    except ValueError as error:
+        reason = str(error).removeprefix(f"{path}: ")
+    hint = "the record is damaged, or of an older format; delete it, and make makes it again"
+    raise InputError(f"{path}: {reason}; {hint}")
 
 
-def has_shape(value, shape) -> bool:
-    """Whether `value` is of the type or types `shape`, fits the pattern, or has the dict's keys with their shapes."""
-    if isinstance(shape, re.Pattern):
-        return isinstance(value, str) and shape.match(value) is not None
-    if isinstance(shape, type | tuple):
-        return isinstance(value, shape)
-    return isinstance(value, dict) and all(has_shape(value.get(key), inner) for key, inner in shape.items())
+def read_all(profile: str = "*") -> tuple[dict[Path, dict], list[str]]:
+    """The records of `profile`, or of all profiles, by file; and a line for each that cannot be read."""
+    found, problems = {}, []
+    for path in list_records(profile):
+        try:
+            found[path] = read_record(path)
+        except InputError as error:
+            problems.append(str(error))
+    return found, problems
 
 
-def students(record: dict) -> list[dict]:
+def list_records(profile: str) -> list[Path]:
+    """The files of all records of `profile`, whether or not a setting asks for them."""
+    return sorted((root() / "results").glob(f"{profile}/*-seed*.json"))
+
+
+def list_students(record: dict) -> list[dict]:
     """What has accuracies, a teacher and a distilled set in `record`: each of its tasks, or the record itself."""
     return record.get("tasks", [record])
-
-
-def record_paths(profile: str) -> list[Path]:
-    """The files of all records of `profile`, whether or not a setting asks for them."""
-    return sorted((root() / "results" / profile).glob("*-seed*.json"))
 
 
 @functools.cache
@@ -76,43 +110,44 @@ def code_fingerprint() -> str:
     return sha.hexdigest()
 
 
-def describe_code(profile: str) -> str:
-    """One line: how many records of `profile` were made by another dwa_core than this one. That is no error."""
-    made_by = []
-    for path in record_paths(profile):
-        with contextlib.suppress(InputError):
-            made_by.append(read_record(path).get("code"))
+def describe_code(profile: str, found: Iterable[dict]) -> str:
+    """One line: how many of the records of `profile` were made by another dwa_core than this one. That is no error."""
+    made_by = [record.get("code") for record in found]
     other = sum(code not in (None, code_fingerprint()) for code in made_by)
     text = f"{profile}: of {len(made_by)} records, {other} were made by other code of dwa_core than this"
     return f"{text}, and {made_by.count(None)} are older and do not say"
 
 
-def as_setting(recorded: dict) -> Setting:
+def parse_setting(recorded: dict) -> Setting:
     """The setting that a record holds, checked."""
-    return Setting.model_validate({**recorded, "seeds": [recorded["seed"]]})
+    return Setting.model_validate(add_seeds(recorded))
 
 
 def find_record(setting: Setting) -> dict | None:
     """The record of this very setting, or None where there is none that can be used.
 
-    Its setting has the fields that came later than the record, at their defaults. Where the setting names a file or
-    folder of the user's own, the record is of what that holds now, or held last if it cannot be read.
+    Where the setting names a file or folder of the user's own, the record is of what that holds now, or held last if it
+    cannot be read.
     """
     try:
         record = read_record(setting.record_path())
-        recorded = as_setting(record["setting"]).recorded()
-    except (ValueError, KeyError):  # none yet, damaged, or of an older format
+    except InputError:  # none yet, damaged, or of an older format
         return None
-    if recorded != setting.recorded():
+    if record["setting"] != setting.recorded():
         return None
     if setting.teacher.own_weights() or setting.method == "external":
         with contextlib.suppress(InputError, OSError):
-            if artifacts_called_for(setting, record["data"]) != artifacts_named(record):
+            if name_artifacts(setting, record["data"]) != list_named_artifacts(record):
                 return None
-    return {**record, "setting": recorded}
+    return record
 
 
-def artifacts_called_for(setting: Setting, data_recorded: dict) -> list[str]:
+def find_missing(settings: Iterable[Setting]) -> list[Setting]:
+    """Those of `settings`, each with its one student seed, that have no record."""
+    return [setting for setting in settings if find_record(setting) is None]
+
+
+def name_artifacts(setting: Setting, data_recorded: dict) -> list[str]:
     """The names of the teacher and then the distilled set of each task that `setting` calls for.
 
     Args:
@@ -126,8 +161,8 @@ def artifacts_called_for(setting: Setting, data_recorded: dict) -> list[str]:
 
     fingerprints = [data_recorded["fingerprint"]]
     if setting.tasks > 1:
-        labels_of_tasks = tasks.classes_of_tasks(setting, data_recorded["classes"])
-        fingerprints = [tasks.fingerprint_of_classes(fingerprints[0], labels) for labels in labels_of_tasks]
+        labels_of_tasks = tasks.split_classes(setting, data_recorded["classes"])
+        fingerprints = [tasks.digest_classes(fingerprints[0], labels) for labels in labels_of_tasks]
     names = []
     for fingerprint in fingerprints:
         trained, _ = teachers.describe(setting, fingerprint)
@@ -135,27 +170,19 @@ def artifacts_called_for(setting: Setting, data_recorded: dict) -> list[str]:
     return names
 
 
-def artifacts_named(record: dict) -> list[str]:
+def list_named_artifacts(record: dict) -> list[str]:
     """The names of the teacher and then the distilled set of each task that `record` names."""
-    return [student[part]["artifact"] for student in students(record) for part in ("teacher", "distilled")]
+    return [student[part]["artifact"] for student in list_students(record) for part in ("teacher", "distilled")]
 
 
-def artifacts_of_profile(profile: str, methods: tuple[str, ...]) -> dict[tuple[str, str], list[str]]:
-    """Kind and name of each teacher that records of `profile` name, and of each distilled set made by one of `methods`.
-
-    Returns: the names of those records by artifact. Of a record that cannot be read, a printed line says so.
-    """
-    named = {}
-    for path in record_paths(profile):
-        try:
-            record = read_record(path)
-        except InputError as error:
-            print(error)
-            continue
-        for student in students(record):
-            for kind, part in (("teachers", "teacher"), ("distilled", "distilled")):
-                if kind == "teachers" or record["setting"]["method"] in methods:
-                    named.setdefault((kind, student[part]["artifact"]), []).append(path.name)
+def map_artifacts(found: dict[Path, dict], methods: tuple[str, ...]) -> dict[tuple[str, str], list[str]]:
+    """The file names of records by what they name: kind and name of each teacher, and of each set made by `methods`."""
+    named = defaultdict(list)
+    for path, record in found.items():
+        for student in list_students(record):
+            named["teachers", student["teacher"]["artifact"]].append(path.name)
+            if record["setting"]["method"] in methods:
+                named["distilled", student["distilled"]["artifact"]].append(path.name)
     return named
 
 

@@ -1,6 +1,7 @@
 """Runs a setting or a product: its notebook through papermill, unless its record is there already."""
 
 import contextlib
+import functools
 import logging
 import math
 import os
@@ -19,7 +20,7 @@ from filelock import FileLock, Timeout
 from dwa_core import errors
 from dwa_core.errors import InputError, StoppedError, StorageError, UserError, suggest
 from dwa_paper.runs import stop
-from dwa_paper.runs.records import find_record
+from dwa_paper.runs.records import find_missing
 from dwa_paper.settings import files, schema
 from dwa_paper.settings.environment import check_versions, root
 
@@ -30,6 +31,7 @@ KERNEL_ENVIRONMENT = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": "10000000000",
 }
+SHOW_ALL = functools.partial(print, end="", flush=True)  # shows on the terminal what a kernel prints
 WITHOUT_SETTINGS = ("walkthrough", "your_own_data")  # notebooks that bring their settings themselves
 
 
@@ -49,25 +51,21 @@ def run(setting: str, seed: int | None, max_minutes: float | None, since: float,
     stop.start_budget(max_minutes, since)
     for parameters in files.find_settings(setting, seed):
         asked = schema.resolve(parameters)
-        missing = find_missing(asked)
-        for number in asked.seeds:
-            if number not in missing:
-                print(f"{asked.name} seed {number}: recorded already")
+        missing = find_missing(asked.split_seeds())
+        for each in asked.split_seeds():
+            if each not in missing:
+                print(f"{asked.name} seed {each.seed}: recorded already")
         if not missing:
             continue
         stop.check()
         name = asked.name if len(asked.seeds) > 1 else f"{asked.name}-seed{asked.seeds[0]}"
-        with executing(asked.profile, name) as executed:
-            if missing := find_missing(asked):  # a run beside this one may have made them
+        with reserve(asked.profile, name) as executed:
+            if missing := find_missing(missing):  # a run beside this one may have made them
                 minutes = min(asked.max_minutes or math.inf, stop.seconds_left() / 60)
                 budget = {"max_minutes": minutes if minutes < math.inf else None}
-                show = show_all if steps is None else results_shown(asked, since, steps)
-                execute(files.NOTEBOOKS / "setting.ipynb", executed, parameters | {"seeds": missing} | budget, show)
-
-
-def find_missing(setting: schema.Setting) -> list[int]:
-    """Those of the setting's student seeds that have no record yet."""
-    return [seed for seed in setting.seeds if find_record(setting.model_copy(update={"seed": seed})) is None]
+                show = SHOW_ALL if steps is None else track_results(asked, since, steps)
+                given = parameters | {"seeds": [each.seed for each in missing]} | budget
+                execute(files.NOTEBOOKS / "setting.ipynb", executed, given, show)
 
 
 def draw(product: str, profile: str, since: float, steps: int | None) -> None:
@@ -83,8 +81,8 @@ def draw(product: str, profile: str, since: float, steps: int | None) -> None:
     if product not in WITHOUT_SETTINGS:
         files.check_profile(profile)
     began = time.time()
-    with executing(profile, product) as executed:
-        show = show_all if steps is None else show_warnings
+    with reserve(profile, product) as executed:
+        show = SHOW_ALL if steps is None else show_warnings
         execute(files.NOTEBOOKS / f"{product}.ipynb", executed, {"profile": profile}, show)
     if steps is not None:
         print_step(f"{product} ... drawn", profile, began, since, steps)
@@ -92,17 +90,12 @@ def draw(product: str, profile: str, since: float, steps: int | None) -> None:
             print((root() / "results" / profile / "table-1.md").read_text(), flush=True)
 
 
-def show_all(text: str) -> None:
-    """Shows on the terminal what a kernel prints."""
-    print(text, end="", flush=True)
-
-
 def show_warnings(text: str) -> None:
     """Shows on the terminal the lines of it that begin with "warning: "."""
     print(*re.findall("^warning: .*\n", text, re.MULTILINE), sep="", end="", flush=True)
 
 
-def results_shown(setting: schema.Setting, since: float, steps: int) -> Callable[[str], None]:
+def track_results(setting: schema.Setting, since: float, steps: int) -> Callable[[str], None]:
     """A function that shows warnings, and of each student its accuracy, as notebooks/setting.ipynb prints it."""
     began = time.time()
 
@@ -135,22 +128,17 @@ def format_time(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-def unfinished(executed: Path) -> Path:
-    """Where the notebook that is to become `executed` lies while it is being executed."""
-    return executed.with_name(f".{executed.name}")
-
-
-def execution_lock(executed: Path) -> FileLock:
+def make_lock(executed: Path) -> FileLock:
     """Held while the notebook `executed` is being executed, so that a reader knows a running one from a dead one."""
     return FileLock(executed.with_name(f".{executed.name}.lock"), fallback_to_soft=False)
 
 
 @contextlib.contextmanager
-def executing(profile: str, name: str) -> Iterator[Path]:
+def reserve(profile: str, name: str) -> Iterator[Path]:
     """Where the executed notebook of a run goes, its folder made and its lock held; waits for a run of the same."""
     executed = root() / "results" / profile / "executed" / f"{name}.ipynb"
     executed.parent.mkdir(parents=True, exist_ok=True)
-    lock = execution_lock(executed)
+    lock = make_lock(executed)
     try:
         with contextlib.suppress(OSError):  # the file system has no locks
             try:
@@ -168,26 +156,22 @@ def executing(profile: str, name: str) -> Iterator[Path]:
                 folder.rmdir()
 
 
-def log_of(executed: Path) -> Path:
-    """Where all that is printed while `executed` is being executed goes; its last line says how it ended."""
-    return executed.with_suffix(".log")
-
-
 def execute(notebook: Path, executed: Path, parameters: dict, show: Callable[[str], None]) -> None:
     """Executes `notebook`; its copy with outputs becomes `executed` when it is done or a cell has failed.
 
-    What it prints goes to its log, and piece by piece to `show`.
+    What it prints goes to its log, beside `executed`, whose last line says how it ended, and piece by piece to `show`.
     """
     # Imported here because what needs no notebook must not wait seconds for papermill.
     sys.modules.setdefault("rfc3987_syntax", None)  # a grammar that jsonschema would build in half of those seconds
     import papermill
 
     stop.check()
-    running, began = unfinished(executed), time.time()  # its name until it is known that there was something to run
+    # Its name until it is known that there was something to run.
+    running, log_path, began = executed.with_name(f".{executed.name}"), executed.with_suffix(".log"), time.time()
     for number in stop.SIGNALS:
         signal.signal(number, forward)
     logging.disable()  # papermill's log would say once more that a cell failed or the kernel died
-    with log_of(executed).open("w", errors="backslashreplace") as log, empty_configuration():
+    with log_path.open("w", errors="backslashreplace") as log, isolate_kernels():
 
         def write(text: str) -> None:
             log.write(text)
@@ -215,7 +199,7 @@ def execute(notebook: Path, executed: Path, parameters: dict, show: Callable[[st
         except Exception as error:
             failure = explain(error, executed)
             if isinstance(failure, InputError | StorageError):
-                log_of(executed).unlink()  # nothing was done, or there is no room for it
+                log_path.unlink()  # nothing was done, or there is no room for it
             elif hasattr(error, "ename"):
                 running.replace(executed)
             log.write(f"{error}\n=== {'stopped' if isinstance(failure, StoppedError) else 'failed'}: {failure}\n")
@@ -238,11 +222,11 @@ def explain(error: Exception, executed: Path) -> UserError:
     if kind in (InputError, StorageError):
         return kind(f"{executed.stem}: {message}")
     message = message if kind else f"{name}: {message}"
-    return (kind or UserError)(f"{executed.stem}: {message} (see {log_of(executed)}, or set DWA_DEBUG=1)")
+    return (kind or UserError)(f"{executed.stem}: {message} (see {executed.with_suffix('.log')}, or set DWA_DEBUG=1)")
 
 
 @contextlib.contextmanager
-def empty_configuration() -> Iterator[None]:
+def isolate_kernels() -> Iterator[None]:
     """Kernels start with KERNEL_ENVIRONMENT, and without what files in a user's home tell Python, IPython and Jupyter.
 
     A startup file would run before the first cell, and could change every result.

@@ -59,7 +59,7 @@ def describe(setting: Setting, data_fingerprint: str, teacher_artifact: str) -> 
     elif setting.method == "herded-real":
         own = {"mean": images.mean, "std": images.std, "storage": stage.storage, "teacher": teacher_artifact}
     elif setting.method == "external":
-        own = {"files": store.digest(store.file_checksums(external_folder(setting)))}
+        own = {"files": store.digest(store.compute_checksums(external_folder(setting)))}
     else:
         own = {
             "mean": images.mean,
@@ -68,6 +68,7 @@ def describe(setting: Setting, data_fingerprint: str, teacher_artifact: str) -> 
             "precision": setting.precision,
             "teacher": teacher_artifact,
             **({"deterministic": True} if setting.deterministic else {}),
+            **({"compile": setting.compile} if setting.compile != "auto" else {}),
         }
     described = {"method": setting.method, "ipc": setting.ipc, "side": images.side, "data": data_fingerprint, **own}
     return f"{setting.dataset}-{setting.method}-ipc{setting.ipc}-{store.digest(described)}", described
@@ -122,10 +123,10 @@ def load_or_synthesize(setting: Setting, data: ImageData, teacher: Teacher, comp
             else:
                 chosen = initialise.draw_herded(setting, data.train, classes, teacher.network)
             pictures = data.train.pictures(chosen.flatten()).cpu()
-        with store.new_artifact("distilled", name) as folder:
+        with store.create_artifact("distilled", name) as folder:
             write_parquet(pictures, data.classes, folder / PARQUET, stage.storage)
             (folder / "README.md").write_text(CARD.read_text().format(setting=setting, name=name))
-            about = store.provenance(compute) | {"seconds": checkpoint.seconds(), "losses_first_batch": losses}
+            about = store.collect_provenance(compute) | {"seconds": checkpoint.seconds(), "losses_first_batch": losses}
             store.seal(folder, described, **about)
         for unfinished in (checkpoint, *parts):
             unfinished.remove()

@@ -70,7 +70,13 @@ def open_folder(name: str, folder: Path) -> tuple[dict[str, datasets.Dataset], l
     every fifth image of each class, drawn by seed 0, is the test part.
     """
     if is_plain_tree(folder):
-        return split_tree(name, folder)
+        whole = open_tree(folder)
+        try:
+            split = whole.train_test_split(test_size=TEST_SHARE, stratify_by_column="label", seed=0)
+        except ValueError as error:
+            raise InputError(f"dataset: {name}: no test part can be split off; {summarise(error)}") from None
+        print(f"{name}: no test part, so {len(split['test'])} of the {len(whole)} images are kept for testing")
+        return {"train": split["train"], "test": split["test"]}, identify_tree(folder, whole)
     parts, source = {}, []
     for part, names in PARTS.items():
         found = [path for beginning in names for path in sorted(folder.glob(f"{beginning}*"))]
@@ -104,7 +110,7 @@ def open_parquet(what: str, files: list[Path], identity: list[str]) -> datasets.
     """
     if large := sum(path.stat().st_size for path in files) > LARGE:
         copy = root() / "artifacts" / "data" / f".arrow-{store.digest(identity)}"
-        with store.writing(copy):
+        with store.guard_writing(copy):
             copy.mkdir(parents=True, exist_ok=True)
     try:
         if large:
@@ -166,11 +172,7 @@ def identify_tree(folder: Path, rows: datasets.Dataset) -> list[str]:
     """SHA-256 over the names below `folder` and the content of the images that `open_tree` found."""
     files = [Path(image["path"]) for image in rows["image"]]
     names = [str(path.relative_to(folder)) for path in files]
-
-    def combine(sums: list[str]) -> list[str]:
-        return [hashlib.sha256(store.canonical_json([names, sums]).encode()).hexdigest()]
-
-    return identify(files, combine)
+    return identify(files, lambda sums: [hashlib.sha256(store.canonical_json([names, sums]).encode()).hexdigest()])
 
 
 def identify(files: list[Path], combine: Callable[[list[str]], list[str]]) -> list[str]:
@@ -206,17 +208,6 @@ def is_plain_tree(folder: Path) -> bool:
         path for path in inside if path.name.startswith(names) and (path.suffix == ".parquet" or folders.get(path))
     ]
     return not parts and any(path.name not in names for path in folders)
-
-
-def split_tree(name: str, folder: Path) -> tuple[dict[str, datasets.Dataset], list]:
-    """The two parts of a plain tree, and what identifies it; InputError where a class has too few images for both."""
-    whole = open_tree(folder)
-    try:
-        split = whole.train_test_split(test_size=TEST_SHARE, stratify_by_column="label", seed=0)
-    except ValueError as error:
-        raise InputError(f"dataset: {name}: no test part can be split off; {summarise(error)}") from None
-    print(f"{name}: no test part, so {len(split['test'])} of the {len(whole)} images are kept for testing")
-    return {"train": split["train"], "test": split["test"]}, identify_tree(folder, whole)
 
 
 def open_tree(tree: Path) -> datasets.Dataset:

@@ -64,7 +64,7 @@ def reason() -> str | None:
     return None
 
 
-def check(cause: Exception | None = None) -> None:
+def check() -> None:
     """Raises StoppedError if there is a reason to stop."""
     if (why := reason()) is not None:
-        raise StoppedError(why) from cause
+        raise StoppedError(why)

@@ -29,6 +29,7 @@ from dwa_paper.settings.environment import root
 
 FORMAT_VERSION = 1
 LEASE_SECONDS = 60
+BASES = ("artifacts", "results/artifacts")  # of artifacts under the root, in the order in which they are looked for
 LOCKS = (".lock", ".lease")
 # Every file of an artifact but itself, in the format of sha256sum.
 SUMS = "SHA256SUMS"
@@ -56,7 +57,7 @@ def fingerprint(tensors: dict[str, torch.Tensor], extra=None) -> str:
     return sha.hexdigest()
 
 
-def file_checksums(folder: Path) -> dict[str, str]:
+def compute_checksums(folder: Path) -> dict[str, str]:
     """SHA-256 of every file of an artifact but its record and SHA256SUMS."""
     own = ("record.json", SUMS)
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in own)
@@ -70,7 +71,7 @@ def checksum(path: Path) -> str:
 
 
 @contextmanager
-def writing(path: Path):
+def guard_writing(path: Path):
     """Turns what goes wrong in writing to `path` into StorageError."""
     try:
         yield
@@ -84,21 +85,20 @@ def find(kind: str, name: str) -> Path | None:
 
     It is compared with its checksums first. A damaged or foreign one is named, set aside and not used.
     """
-    own = root() / "artifacts"
-    for base in (own, root() / "results" / "artifacts"):
-        folder = base / kind / name
+    for base in BASES:
+        folder = root() / base / kind / name
         if not folder.is_dir():
             continue
-        if (problem := damage(folder)) is None:
+        if (problem := find_damage(folder)) is None:
             return folder
-        if base == own:
+        if base == BASES[0]:
             set_aside(folder, problem)
         else:
             print(f"{folder}: {problem}; it is not used")
     return None
 
 
-def damage(folder: Path, called: str = "") -> str | None:
+def find_damage(folder: Path, called: str = "") -> str | None:
     """What is wrong with the artifact in `folder` in a few words, or None; `called` is its name if not the folder's."""
     try:
         record = read_json(folder / "record.json")
@@ -110,19 +110,19 @@ def damage(folder: Path, called: str = "") -> str | None:
         return "record.json is damaged, or of an older or newer format"
     if not (called or folder.name).endswith(digest(record["settings"])):
         return "it was made with other settings than its name says"
-    expected, found = record["files"], file_checksums(folder)
+    expected, found = record["files"], compute_checksums(folder)
     if (folder / SUMS).is_file():  # those made before there was one have the sums in their record alone
         sums = expected | {"record.json": checksum(folder / "record.json")}
-        if (folder / SUMS).read_bytes() != sums_file(sums):
+        if (folder / SUMS).read_bytes() != format_sums(sums):
             return f"record.json or {SUMS} is damaged"
     for name in sorted(expected.keys() | found.keys()):
         if found.get(name) != expected.get(name):
             what = "is missing" if name not in found else "is damaged" if name in expected else "does not belong to it"
             return f"{name} {what}"
-    return miscount(folder, record["settings"]["ipc"]) if "ipc" in record["settings"] else None
+    return find_miscount(folder, record["settings"]["ipc"]) if "ipc" in record["settings"] else None
 
 
-def miscount(folder: Path, ipc: int) -> str | None:
+def find_miscount(folder: Path, ipc: int) -> str | None:
     """What is wrong with the number of images of the distilled set in `folder`, in a few words, or None."""
     import pyarrow.parquet  # here because few callers have a set to count
 
@@ -154,7 +154,7 @@ def set_aside(path: Path, problem: str) -> None:
     target = root() / "artifacts" / "set-aside" / f"{path.parent.name}-{path.name}"
     while target.exists():
         target = target.with_name(target.name + "~")
-    with writing(target):
+    with guard_writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             path.rename(target)
@@ -176,7 +176,7 @@ def lock(kind: str, name: str):
         StoppedError: the time budget was used up while waiting.
     """
     path = root() / "artifacts" / kind / f".{name}.lock"
-    with writing(path):
+    with guard_writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         held = FileLock(path, stop.seconds_left(), fallback_to_soft=False)
         try:
@@ -197,25 +197,25 @@ def lock(kind: str, name: str):
 
 
 @contextmanager
-def new_artifact(kind: str, name: str) -> Iterator[Path]:
-    """A folder to fill, which becomes the artifact when the block ends well, as `replacing` has it. Hold its lock.
+def create_artifact(kind: str, name: str) -> Iterator[Path]:
+    """A folder to fill, which becomes the artifact when the block ends well, as `replace_whole` has it. Hold its lock.
 
     One that a run beside this one has finished meanwhile, where locks do not work, stays as it is.
     """
     folder = root() / "artifacts" / kind / name
-    with replacing(folder, unless=lambda: find(kind, name) == folder) as temporary:
+    with replace_whole(folder, unless=lambda: find(kind, name) == folder) as temporary:
         temporary.mkdir()
         yield temporary
 
 
 def seal(folder: Path, described: dict, **more) -> None:
     """Writes the record of the artifact in `folder`: what determines it and `more`. Its checksums come last."""
-    sums = file_checksums(folder)
+    sums = compute_checksums(folder)
     write_json(folder / "record.json", {"settings": described, "files": sums, **more})
-    (folder / SUMS).write_bytes(sums_file(sums | {"record.json": checksum(folder / "record.json")}))
+    (folder / SUMS).write_bytes(format_sums(sums | {"record.json": checksum(folder / "record.json")}))
 
 
-def sums_file(sums: dict[str, str]) -> bytes:
+def format_sums(sums: dict[str, str]) -> bytes:
     """The content of SHA256SUMS."""
     return "".join(f"{total}  {name}\n" for name, total in sorted(sums.items())).encode()
 
@@ -223,12 +223,12 @@ def sums_file(sums: dict[str, str]) -> bytes:
 def write_json(path: Path, value) -> None:
     """Writes `value` whole or not at all, and makes the folder if there is none."""
     text = json.dumps(value, indent=1, sort_keys=True) + "\n"
-    with replacing(path) as temporary:
+    with replace_whole(path) as temporary:
         temporary.write_text(text)
 
 
 @contextmanager
-def replacing(path: Path, unless: Callable[[], bool] = lambda: False) -> Iterator[Path]:
+def replace_whole(path: Path, unless: Callable[[], bool] = lambda: False) -> Iterator[Path]:
     """Where to make a file or folder, which takes the place of `path` when the block ends well, and vanishes otherwise.
 
     What an earlier run left there when it was killed is removed, so only one run at a time may write `path`.
@@ -237,7 +237,7 @@ def replacing(path: Path, unless: Callable[[], bool] = lambda: False) -> Iterato
         unless: whether to leave what is there by then.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with writing(path):
+    with guard_writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         for left in path.parent.glob(f".{path.name}.*"):
             if left.suffix not in LOCKS:
@@ -262,7 +262,7 @@ def read_json(path: Path):
     return json.loads(path.read_text())
 
 
-def provenance(compute: Compute) -> dict:
+def collect_provenance(compute: Compute) -> dict:
     """Where a result comes from: device, precision, versions, code of dwa_core, git revision and state, time."""
     command = ["git", "-C", str(Path(__file__).parent), "status", "--porcelain=v2", "--branch", "--untracked-files=no"]
     try:
@@ -273,6 +273,7 @@ def provenance(compute: Compute) -> dict:
     return {
         "device": compute.describe(),
         "precision": str(compute.precision).removeprefix("torch."),
+        "compiled": compute.compiles(),
         "versions": {"python": platform.python_version()} | {n: importlib.metadata.version(n) for n in VERSIONED},
         "code": CODE,
         "revision": next((line.removeprefix(heading) for line in status if line.startswith(heading)), None),

@@ -8,7 +8,7 @@ from dwa_paper.runs.checkpoint import Checkpoint
 from dwa_paper.runs.real import ImageData
 from dwa_paper.runs.records import find_record
 from dwa_paper.runs.sets import DistilledSet
-from dwa_paper.runs.teachers import Teacher
+from dwa_paper.runs.teachers import Teacher, note_large_batch
 from dwa_paper.settings.schema import NOT_RECORDED, Setting
 
 
@@ -36,7 +36,7 @@ def evaluate(
         # Of runs of the same setting side by side, the first makes the record.
         if before is None and (record := find_record(setting)) is not None:
             return record
-        finished = Checkpoint(f"tasks-{checkpoint_name(setting, whole, sets)}")
+        finished = Checkpoint(f"tasks-{name_checkpoint(setting, whole, sets)}")
         found = finished.load(compute.device)
         entries = found[1]["entries"] if found is not None else []
         for count, part in enumerate(parts[len(entries) :], len(entries) + 1):
@@ -57,7 +57,7 @@ def evaluate(
                 "test_images": len(whole.test),
                 "classes": len(whole.classes),
             },
-            **store.provenance(compute),
+            **store.collect_provenance(compute),
         }
         if setting.tasks == 1:
             record |= entry
@@ -91,12 +91,13 @@ def train_after_task(
         batch_loss = relabel.make_loss(labellers[0], setting.relabel)
     else:
         count = sum(len(one.classes) for one in sets)
-        seen = tasks.of_classes(whole, tasks.class_order(len(whole.classes), setting.teacher.seed)[:count])
+        seen = tasks.select_classes(whole, tasks.draw_class_order(len(whole.classes), setting.teacher.seed)[:count])
         training, label = tasks.TaskImages(sets, compute.device), f"student {setting.seed}, task {len(sets)}"
         batch_loss = tasks.make_loss(labellers, setting.relabel)
+    note_large_batch("relabel", setting.relabel, len(training))
     own_images = distilled.split(compute.device)
     measured = diversity.measure(setting.images, part.test, len(part.classes), teacher.network, own_images)
-    checkpoint = Checkpoint(f"student-{checkpoint_name(setting, seen, sets)}", label)
+    checkpoint = Checkpoint(f"student-{name_checkpoint(setting, seen, sets)}", label)
     curve = relabel.train_student(setting, len(seen.classes), training, seen.test, batch_loss, compute, checkpoint)
     tested = [row for row in curve if "top1" in row]
     last, best = tested[-1], max(row["top1"] for row in tested)
@@ -118,7 +119,7 @@ def train_after_task(
     return entry, checkpoint
 
 
-def checkpoint_name(setting: Setting, data: ImageData, sets: list[DistilledSet]) -> str:
+def name_checkpoint(setting: Setting, data: ImageData, sets: list[DistilledSet]) -> str:
     """A name of what `setting` makes of these distilled sets and data."""
     settings = setting.model_dump(exclude=NOT_RECORDED | {"device", "profile", "name"})
     identity = store.digest(settings, *[made.artifact for made in sets], data.fingerprint)

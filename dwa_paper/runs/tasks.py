@@ -48,33 +48,31 @@ def split_into_tasks(setting: Setting, whole: ImageData) -> list[ImageData]:
             f"tasks: {tasks} is not allowed; the {classes} classes of {whole.name} can be cut into "
             f"{', '.join(map(str, allowed))}"
         )
-    return [of_classes(whole, labels) for labels in classes_of_tasks(setting, classes)]
+    return [select_classes(whole, labels) for labels in split_classes(setting, classes)]
 
 
-def of_classes(data: ImageData, classes: list[int]) -> ImageData:
+def select_classes(data: ImageData, classes: list[int]) -> ImageData:
     """The part of `data` that `classes` are, labels of it without repetition; they become 0, 1, ... in that order."""
     renumbered = torch.full((len(data.classes),), -1)
     renumbered[classes] = torch.arange(len(classes))
     train, test = (part.relabelled(renumbered[part.labels.cpu()]) for part in (data.train, data.test))
     names = [data.classes[label] for label in classes]
-    return replace(
-        data, classes=names, train=train, test=test, fingerprint=fingerprint_of_classes(data.fingerprint, classes)
-    )
+    return replace(data, classes=names, train=train, test=test, fingerprint=digest_classes(data.fingerprint, classes))
 
 
-def fingerprint_of_classes(whole: str, classes: list[int]) -> str:
+def digest_classes(whole: str, classes: list[int]) -> str:
     """The fingerprint of the part that `classes` are of the data whose fingerprint is `whole`."""
     return store.digest(whole, classes)
 
 
-def class_order(classes: int, seed: int) -> list[int]:
+def draw_class_order(classes: int, seed: int) -> list[int]:
     """The labels 0 to `classes` - 1 in the order in which class-incremental learning takes them."""
     return seeds.host_random(seeds.CLASS_ORDER, seed).permutation(classes).tolist()
 
 
-def classes_of_tasks(setting: Setting, classes: int) -> list[list[int]]:
+def split_classes(setting: Setting, classes: int) -> list[list[int]]:
     """The labels of each task; `setting.tasks` divides the number of `classes`."""
-    order, size = class_order(classes, setting.teacher.seed), classes // setting.tasks
+    order, size = draw_class_order(classes, setting.teacher.seed), classes // setting.tasks
     return [order[start : start + size] for start in range(0, classes, size)]
 
 
@@ -103,13 +101,13 @@ def make_loss(labellers: list[nn.Module], stage: RelabelStage) -> Callable[..., 
         images = mixed[:, :3].contiguous(memory_format=torch.channels_last)
         shares = mixed[:, 3:].mean((2, 3))
         with torch.no_grad():
-            targets = soft_labels(images, shares, labellers, stage.temperature)
+            targets = mix_labels(images, shares, labellers, stage.temperature)
         return relabel.soft_label_loss(student(images).float(), targets, stage)
 
     return batch_loss
 
 
-def soft_labels(
+def mix_labels(
     images: torch.Tensor, shares: torch.Tensor, labellers: list[nn.Module], temperature: float
 ) -> torch.Tensor:
     """Logits (N, tasks * classes) over all classes seen, whose softmax at `temperature` is the soft label.

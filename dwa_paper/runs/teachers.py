@@ -11,6 +11,7 @@ from torch import nn
 from dwa_core import devices, guard, models
 from dwa_core.devices import Compute
 from dwa_core.errors import InputError
+from dwa_core.recipe import Training
 from dwa_core.seeds import TEACHER
 from dwa_core.training import Batches, accuracy, fit
 from dwa_paper.runs import stop, store
@@ -52,6 +53,7 @@ def describe(setting: Setting, data_fingerprint: str) -> tuple[str, dict]:
         "precision": setting.precision,
         "data": data_fingerprint,
         **({"deterministic": True} if setting.deterministic else {}),
+        **({"compile": setting.compile} if setting.compile != "auto" else {}),
     }
     return f"{setting.dataset}-{setting.network}-{store.digest(described)}", described
 
@@ -73,7 +75,7 @@ def load_or_train(setting: Setting, data: ImageData, compute: Compute) -> Teache
 
 
 def train_and_store(setting: Setting, data: ImageData, compute: Compute, name: str, described: dict) -> None:
-    """Trains the teacher, or takes published weights, and stores it as the artifact `name` with its record.
+    """Trains the teacher, or takes the weights that it names, and stores it as the artifact `name` with its record.
 
     Where processes share the batches (`tools/distributed.py`), each trains on its share and the first of them stores.
     """
@@ -81,18 +83,20 @@ def train_and_store(setting: Setting, data: ImageData, compute: Compute, name: s
     rank, processes = data.train.share
     checkpoint, curve = Checkpoint(name, "teacher", written=rank == 0), []
     if stage.published_weights():
-        network = models.load_published(setting.network, stage.weights, classes)
+        seed = stage.seed if stage.fine_tune else None
+        network = models.load_published(setting.network, stage.weights, classes, seed)
     else:
         network = models.build(setting.network, classes, setting.stem, images.side, stage.seed)
     if stage.own_weights():
-        network = models.load_own_weights(network, root() / stage.weights)
+        network = models.load_own_weights(network, root() / stage.weights, classes if stage.fine_tune else None)
     network = devices.on_device(network, compute.device)
     batches = Batches(
         train=lambda epoch: data.train.train_batches(stage, images.mean, images.std, TEACHER, stage.seed, epoch),
         test=lambda: data.test.test_batches(images.mean, images.std),
         key=(TEACHER, stage.seed),
     )
-    if stage.weights is None:
+    if stage.is_trained():
+        note_large_batch("teacher", stage, len(data.train))
         # All that fit does to the network itself holds for its wrapper, which only averages the gradients.
         shared = nn.parallel.DistributedDataParallel(network) if processes > 1 else network
 
@@ -103,19 +107,25 @@ def train_and_store(setting: Setting, data: ImageData, compute: Compute, name: s
     if rank > 0:
         stop.restore_handlers()
         return
-    with store.new_artifact("teachers", name) as folder:
-        stored = as_stored(network)
+    with store.create_artifact("teachers", name) as folder:
+        stored = convert_to_stored(network)
         guard.check_weights("teacher", stored, f"try a teacher.learning_rate below {stage.learning_rate:g}")
         save_file(stored, folder / "model.safetensors")
         top1, top5 = accuracy(load(setting, classes, compute.device, folder), batches.test(), compute)
         tested = {"accuracy": {"top1": top1, "top5": top5}, "curve": curve}
         if processes > 1:
             tested["processes"] = processes
-        store.seal(folder, described, seconds=checkpoint.seconds(), **tested, **store.provenance(compute))
+        store.seal(folder, described, seconds=checkpoint.seconds(), **tested, **store.collect_provenance(compute))
     checkpoint.remove()
 
 
-def as_stored(network: nn.Module) -> dict[str, torch.Tensor]:
+def note_large_batch(key: str, stage: Training, images: int) -> None:
+    """Prints what training in batches of `stage` does where there are fewer images."""
+    if stage.batch_size > images:
+        print(f"{key}.batch_size {stage.batch_size} is more than the {images} images: each epoch is one step, on all")
+
+
+def convert_to_stored(network: nn.Module) -> dict[str, torch.Tensor]:
     """The state dict with floats in fp16, except BatchNorm's, whose variances need fp32's range."""
     exact = {name for name, layer in network.named_modules() if isinstance(layer, nn.BatchNorm2d)}
     stored = {}

@@ -30,10 +30,10 @@ def check_environment() -> None:
     folder = os.environ.get("DWA_DATA")
     if folder and not Path(folder).is_dir():
         raise InputError(f"DWA_DATA: {folder!r} is not a folder; set it to the folder that holds the data sets")
-    checkpoint_seconds()
+    read_checkpoint_seconds()
 
 
-def checkpoint_seconds() -> float:
+def read_checkpoint_seconds() -> float:
     """Seconds between two checkpoints of a stage: $DWA_CHECKPOINT_SECONDS, or 60; InputError if it is no number."""
     text = os.environ.get("DWA_CHECKPOINT_SECONDS", "60")
     try:

@@ -59,7 +59,7 @@ def list_runs(profile: str, product: str | None = None) -> list[Setting]:
     for name, parameters in read_settings(profile).items():
         setting = resolve_file(f"settings/{profile}/{name}.yaml", parameters)
         if product is None or product in setting.shown_in:
-            runs += [setting.model_copy(update={"seed": seed}) for seed in setting.seeds]
+            runs += setting.split_seeds()
     return runs
 
 
@@ -100,13 +100,11 @@ def find_settings(target: str, seed: int | None = None) -> list[dict]:
     else:
         check_profile(target)
         chosen = read_settings(target).values()
-    return [{**parameters, "seeds": choose_seeds(parameters, seed)} for parameters in chosen]
-
-
-def choose_seeds(parameters: dict, seed: int | None) -> list[int]:
-    """The student seeds of a setting, or `seed` alone, which must be one of them."""
-    path = f"settings/{parameters['profile']}/{parameters['name']}.yaml"
-    seeds = resolve_file(path, parameters).seeds
-    if seed is not None and seed not in seeds:
-        raise InputError(f"seed: {seed} is not one of the seeds of {path}, {seeds}; add it there")
-    return seeds if seed is None else [seed]
+    found = []
+    for parameters in chosen:
+        path = f"settings/{parameters['profile']}/{parameters['name']}.yaml"
+        seeds = resolve_file(path, parameters).seeds
+        if seed is not None and seed not in seeds:
+            raise InputError(f"seed: {seed} is not one of the seeds of {path}, {seeds}; add it there")
+        found.append({**parameters, "seeds": seeds if seed is None else [seed]})
+    return found

@@ -60,6 +60,10 @@ class Setting(Recipe):
         """Where this run's record lies."""
         return root() / "results" / self.profile / f"{self.name}-seed{self.seed}.json"
 
+    def split_seeds(self) -> list["Setting"]:
+        """The setting of each of its student seeds."""
+        return [self.model_copy(update={"seed": seed}) for seed in self.seeds]
+
     def recorded(self) -> dict:
         """The setting as its record holds it: without what says how it is run and shown, not what it is."""
         return self.model_dump(exclude=NOT_RECORDED)
@@ -102,7 +106,7 @@ def resolve(parameters: dict) -> Setting:
     try:
         setting = Setting.model_validate(values)
     except ValidationError as error:
-        raise InputError(first_line_of(error)) from None
+        raise InputError(describe_error(error)) from None
     check_values(setting)
     check_environment()
     return setting
@@ -118,7 +122,7 @@ def non_default(stage: Strict) -> dict:
     return stage.model_dump(exclude_defaults=True, exclude={"test_every", "recipe"})
 
 
-def first_line_of(error: ValidationError) -> str:
+def describe_error(error: ValidationError) -> str:
     """One line for the first of pydantic's errors: key, value, what is allowed."""
     details = error.errors()[0]
     kind, place, value = details["type"], details["loc"], details["input"]
@@ -154,6 +158,7 @@ def check_values(setting: Setting) -> None:
         ("synthesis.roll", max(map(abs, roll)) < side, f"; must be less than images.side, {side}"),
         ("relabel.labels", setting.relabel.labels == "teacher" or setting.tasks == 1, " with tasks; allowed: teacher"),
         ("stem", setting.stem == "torchvision" or not published, " with teacher.weights; allowed: torchvision"),
+        ("teacher.fine_tune", setting.teacher.weights or not setting.teacher.fine_tune, " without teacher.weights"),
     ]
     for name, stage in {"teacher": setting.teacher, "relabel": setting.relabel}.items():
         limit = f"; must be below {name}.epochs, {stage.epochs}"

@@ -16,12 +16,11 @@ from PIL import Image
 
 from dwa_core import devices, training
 from dwa_paper.report import product, results
-from dwa_paper.runs import real, records, tasks, teachers
+from dwa_paper.runs import real, records, store, tasks, teachers
 from dwa_paper.settings import files
 from dwa_paper.settings.environment import root
 from dwa_paper.settings.schema import Setting
 
-BASES = ("artifacts", "results/artifacts")
 KINDS = ("teachers", "distilled", "data")  # of artifacts; what else lies beside them is none
 FINISHED = "[!.]*/"  # not the folders that a run is filling
 # How far a record made again may be from the first where device, precision, threads or torch differ: the accuracy of
@@ -31,22 +30,22 @@ STUDENT_POINTS, TEACHER_POINTS, DIVERSITY = 4.0, 0.2, 0.02
 
 def list_artifacts() -> list[Path]:
     """The folders of the local artifacts, those that `store.find` prefers first."""
-    return [path for base in BASES for kind in KINDS for path in sorted((root() / base / kind).glob(FINISHED))]
+    return [path for base in store.BASES for kind in KINDS for path in sorted((root() / base / kind).glob(FINISHED))]
 
 
 def find_local(kind: str, name: str) -> Path | None:
     """The artifact's folder, damaged or not: `check_artifacts` looks at that."""
-    folders = (root() / base / kind / name for base in BASES)
+    folders = (root() / base / kind / name for base in store.BASES)
     return next((folder for folder in folders if (folder / "record.json").is_file()), None)
 
 
 @contextlib.contextmanager
-def scratch_root(profile: str) -> Iterator[Path]:
+def make_scratch_root(profile: str) -> Iterator[Path]:
     """A temporary root with copies of the records of `profile`, and links to the local artifacts."""
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
         (scratch / "results" / profile).mkdir(parents=True)
-        for path in records.record_paths(profile):
+        for path in records.list_records(profile):
             shutil.copy(path, scratch / "results" / profile)
         for folder in list_artifacts():
             link = scratch / "artifacts" / folder.parent.name / folder.name
@@ -63,20 +62,21 @@ def execute(scratch: Path, *arguments: str, **environment: str) -> subprocess.Co
     return subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
 
 
-def check_products(profile: str) -> list[str]:
-    """Where tables and figures of `profile` differ from those that its records give, one line each.
+def check_products(profile: str, found: dict[Path, dict]) -> list[str]:
+    """Where tables and figures of `profile` differ from those that its records, `found`, give, one line each.
 
     Prints which figures could not be drawn as they were.
     """
+    made_on = {record["device"].partition(",")[0] for record in found.values()}
     kept, lines, skipped = read_products(root(), profile), [], set()
     # Also a table that no setting is shown in, where somebody has asked for it by its name.
     asked_for = {Path(name).stem for name in kept} & {*files.list_products()}
-    with scratch_root(profile) as scratch:
-        for name in sorted(asked_for | {*product.products(files.list_runs(profile))}):
+    with make_scratch_root(profile) as scratch:
+        for name in sorted(asked_for | {*product.select_products(files.list_runs(profile))}):
             done = execute(scratch, "draw", name, "--profile", profile, HF_HUB_OFFLINE="1")
             if done.returncode != 0:
-                lines.append(f"{name}: {done.stderr.removeprefix('error: ').strip()}")
-            elif reason := find_hindrance(name, profile, done.stdout):
+                lines.append(f"{name}: cannot be drawn again; {done.stderr.removeprefix('error: ').strip()}")
+            elif reason := find_hindrance(name, profile, done.stdout, made_on):
                 print(f"{name}: not compared; {reason}")
                 skipped.add(name)
         drawn = read_products(scratch, profile)
@@ -87,19 +87,20 @@ def check_products(profile: str) -> list[str]:
         if name not in kept:
             lines.append(f"{path}: it is missing; make reproduce PROFILE={profile} makes it")
         elif name not in drawn:
-            lines.append(f"{path}: no notebook makes it from the records")
+            lines.append(f"{path}: no notebook makes it from the records; delete it")
         elif kept[name] != drawn[name]:
             lines.append(f"{path}: differs from what the records give; delete it, and make draws it again")
     return lines
 
 
-def find_hindrance(name: str, profile: str, printed: str) -> str | None:
+def find_hindrance(name: str, profile: str, printed: str, made_on: set[str]) -> str | None:
     """Why the figure `name`, drawn again, may rightly differ from the one that is kept; None if it may not.
 
     Args:
         printed: what its notebook printed.
+        made_on: the devices of the records.
     """
-    svg = product.files_of(name, profile)[0]
+    svg = product.locate_files(name, profile)[0]
     if svg.suffix != ".svg" or not svg.is_file():
         return None
     if lacking := re.search(r".*not on this machine, so it is not drawn|no real images: .*", printed):
@@ -107,7 +108,6 @@ def find_hindrance(name: str, profile: str, printed: str) -> str | None:
     version = re.search(r"Matplotlib v([\w.]+)", svg.read_text(errors="replace"))
     if version and version[1] != matplotlib.__version__:
         return f"it was drawn by Matplotlib {version[1]}, and here is {matplotlib.__version__}"
-    made_on = {records.read_record(path)["device"].partition(",")[0] for path in records.record_paths(profile)}
     if name == "figure-tsne" and made_on != {devices.choose().describe().partition(",")[0]}:
         return f"its points depend on the processor; the records were made on {', '.join(sorted(made_on))}"
     return None
@@ -133,7 +133,7 @@ def read_products(base: Path, profile: str) -> dict[str, object]:
 
 def diversity_differs(one: dict | None, other: dict | None) -> bool:
     """Whether two measurements of the diversity of one set differ; False where one is missing."""
-    pairs = [(one[key], other[key]) for key in results.DIVERSITY] if one and other else []
+    pairs = [(one.get(key), other.get(key)) for key in results.DIVERSITY] if one and other else []
     return any((a is None) != (b is None) or (a is not None and abs(a - b) > DIVERSITY) for a, b in pairs)
 
 
@@ -148,7 +148,7 @@ def check_records(profile: str, count: int, left_out: set[str]) -> list[str]:
     runs = [setting for setting in files.list_runs(profile) if setting.record_path().name not in left_out]
     found = [(setting, record) for setting in runs if (record := records.find_record(setting)) is not None]
     lines = []
-    with scratch_root(profile) as scratch:
+    with make_scratch_root(profile) as scratch:
         for setting, record in random.sample(found, min(count, len(found))):
             path = setting.record_path()
             print(f"{path.name}: made again; its student took {record['seconds']['student']:.0f} s", flush=True)
@@ -160,8 +160,9 @@ def check_records(profile: str, count: int, left_out: set[str]) -> list[str]:
             if done.returncode != 0:
                 lines.append(f"{path}: cannot be made again; {done.stderr.removeprefix('error: ').strip()}")
                 continue
-            problems = find_changes(record, records.read_record(again))
-            lines += [f"{path}: made again, {problem}" for problem in [*problems, *check_teachers(setting, record)]]
+            problems = [*find_changes(record, records.read_record(again)), *check_teachers(setting, record)]
+            hint = "delete it and, if they were changed, its teacher and set; make makes them again"
+            lines += [f"{path}: made again, {problem}; {hint}" for problem in problems]
     return lines
 
 
@@ -169,7 +170,7 @@ def find_changes(first: dict, again: dict) -> list[str]:
     """Where a record made again differs from the first: in any bit where the same machine made both, else by much."""
     machines = [(record["device"], record["precision"], record["versions"]["torch"]) for record in (first, again)]
     lines = []
-    for one, other in zip(records.students(first), records.students(again), strict=True):
+    for one, other in zip(records.list_students(first), records.list_students(again), strict=True):
         if machines[0] == machines[1]:
             keys = [key for key in ("accuracy", "curve", "diversity") if key in one and one[key] != other[key]]
             lines += [f"it has another {key}" for key in keys]
@@ -188,7 +189,7 @@ def check_teachers(setting: Setting, record: dict) -> list[str]:
     compute, images, lines = devices.choose(setting.device, precision), setting.images, []
     whole = real.load(setting.dataset, images, compute.device, setting.ipc, setting.validation)
     parts = tasks.split_into_tasks(setting, whole)
-    for part, student in zip(parts, records.students(record), strict=True):
+    for part, student in zip(parts, records.list_students(record), strict=True):
         folder = find_local("teachers", student["teacher"]["artifact"])
         network = teachers.load(setting, len(part.classes), compute.device, folder)
         top1, _ = training.accuracy(network, part.test.test_batches(images.mean, images.std), compute)

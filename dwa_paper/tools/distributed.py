@@ -23,7 +23,7 @@ from dwa_paper.settings.schema import resolve
 def train_teachers(setting: str) -> None:
     """Trains the teachers of what `setting` names, as `files.find_settings`, in the processes that torchrun started."""
     found = resolve(find_settings(setting)[0])
-    if found.teacher.weights is not None:
+    if not found.teacher.is_trained():
         raise InputError(f"teacher.weights: {found.teacher.weights!r} leaves nothing to be trained")
     models.check_network("network", found.network, found.stem, found.images.side)
     if found.deterministic:

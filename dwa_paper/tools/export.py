@@ -69,7 +69,7 @@ def export(
         raise InputError(f"{name}: {reason}")
     # ImageFolder goes class by class, and DD-Ranking takes tensors to do so.
     rows = torch.arange(len(distilled.labels)) if format == "parquet" else distilled.labels.argsort(stable=True)
-    with store.replacing(target) as temporary:
+    with store.replace_whole(target) as temporary:
         temporary.mkdir()
         if format == "parquet":
             shutil.copy(folder / PARQUET, temporary)
@@ -90,9 +90,6 @@ def export(
             if format == "tensors":
                 write_ddranking_teacher(setting, teacher, temporary / "teacher_models")
     print(f"written: {target}")
-
-
-# ------------------------------------------------------------------------------------------- images and card
 
 
 def name_folders(classes: list[str]) -> list[str]:
@@ -147,9 +144,6 @@ def summarise_accuracies(records: list[dict]) -> list[list[str]]:
         teacher = group[0]["teacher"]["accuracy"]["top1"]
         rows.append([*names, f"{statistics.mean(values):.1f}{spread}", str(len(values)), f"{teacher:.1f}"])
     return rows
-
-
-# -------------------------------------------------------------------------------------------- soft labels
 
 
 def write_soft_labels(

@@ -18,7 +18,7 @@ import numpy as np
 from dwa_core import devices, models
 from dwa_core.errors import InputError, StoppedError, UserError
 from dwa_paper.runs import real, sets, tasks, teachers
-from dwa_paper.runs.records import artifacts_called_for, find_record
+from dwa_paper.runs.records import find_missing, name_artifacts
 from dwa_paper.settings.files import find_settings
 from dwa_paper.settings.schema import SYNTHESISED, resolve
 
@@ -36,13 +36,14 @@ def run_all(targets: list[str], gpus_per_task: float | None, cpus_per_task: floa
         import ray
     except ImportError:
         raise InputError("ENGINE=ray needs Ray; .venv/bin/pip install -e '.[ray]'") from None
-    wanted = find_missing(targets)
+    wanted = list_missing(targets)
     variables = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     variables |= {name: os.path.abspath(os.environ[name]) for name in PATHS if os.environ.get(name)}
     try:
         ray.init(log_to_driver=False, runtime_env={"env_vars": variables})
     except Exception as error:  # what Ray raises for a machine that does not start in time is no kind of its own
-        raise InputError(f"Ray cannot be started or reached; {' '.join(str(error).split())}") from None
+        reason = " ".join(str(error).split())
+        raise InputError(f"Ray cannot be started or reached; {reason}; check RAY_ADDRESS and its machines") from None
     if gpus_per_task is None:
         gpus_per_task = 1 if ray.cluster_resources().get("GPU") else 0
     print(f"{len(wanted)} records to make on {len(ray.nodes())} machines", flush=True)
@@ -61,10 +62,10 @@ def run_all(targets: list[str], gpus_per_task: float | None, cpus_per_task: floa
         shown = lines[-1:] if code == 0 else lines[-LAST_LINES:]
         print(f"{'done  ' if code == 0 else 'FAILED'} {name}", *shown, sep="\n    ", flush=True)
     if failures:
-        raise UserError(f"{failures} of {len(wanted)} records could not be made; see the lines above")
+        raise UserError(f"{failures} of {len(wanted)} records could not be made; see the lines above, and run it again")
 
 
-def find_missing(targets: list[str]) -> list[tuple[str, dict]]:
+def list_missing(targets: list[str]) -> list[tuple[str, dict]]:
     """The target and the parameters of each run that `targets` name and that has no record yet."""
     found = []
     for target in targets:
@@ -72,30 +73,28 @@ def find_missing(targets: list[str]) -> list[tuple[str, dict]]:
             setting = resolve(parameters)
             path = f"results/{setting.profile}/{setting.name}.json"
             path = os.path.abspath(target) if target.endswith(".yaml") else path
-            for seed in setting.seeds:
-                if find_record(setting.model_copy(update={"seed": seed})) is None:
-                    found.append((path, {**parameters, "seed": seed}))
+            found += [(path, {**parameters, "seed": each.seed}) for each in find_missing(setting.split_seeds())]
     return found
 
 
 def submit(as_task, wanted: list[tuple[str, dict]], tasks_per_set: int) -> dict:
     """Submits everything to Ray, each task with those that it waits for; returns the records' tasks and their names."""
-    make_teacher, make_part, make_set, make_record = map(as_task, (teacher_task, part_task, set_task, record_task))
+    teacher_task, part_task, set_task, record_task = map(as_task, (train_teacher, make_part, make_set, run_notebook))
     teacher_of, set_of, records = {}, {}, {}
     for target, parameters in wanted:
         setting = resolve(parameters)
         # The data are not read here, so these names only tell the artifacts of different settings apart.
         data = {"fingerprint": f"{setting.validation} held out, {setting.tasks} tasks", "classes": setting.tasks}
-        trained, made = artifacts_called_for(setting, data)[:2]
+        trained, made = name_artifacts(setting, data)[:2]
         if trained not in teacher_of:
-            teacher_of[trained] = make_teacher.remote(parameters)
+            teacher_of[trained] = teacher_task.remote(parameters)
         teacher, parts = teacher_of[trained], []
         if made not in set_of:
             if tasks_per_set > 1 and setting.method in SYNTHESISED:
-                parts = [make_part.remote(parameters, chosen, teacher) for chosen in split(setting.ipc, tasks_per_set)]
-            set_of[made] = make_set.remote(parameters, teacher, *parts)
+                parts = [part_task.remote(parameters, chosen, teacher) for chosen in split(setting.ipc, tasks_per_set)]
+            set_of[made] = set_task.remote(parameters, teacher, *parts)
         # The same real images may be a set of several teachers, and the task that makes it waits for one of them.
-        task = make_record.remote(target, parameters["seed"], set_of[made], teacher)
+        task = record_task.remote(target, parameters["seed"], set_of[made], teacher)
         records[task] = f"{setting.profile}/{setting.name}-seed{setting.seed}"
     return records
 
@@ -105,37 +104,34 @@ def split(ipc: int, count: int) -> list[range]:
     return [range(part[0], part[-1] + 1) for part in np.array_split(range(ipc), min(count, ipc))]
 
 
-# ----------------------------------------------------------------------------------------- what Ray's workers do
-
-
 def load_parts(parameters: dict) -> list[tuple]:
     """Setting, data, teacher and compute of each task of `parameters`; trains the teachers that are missing."""
     setting = resolve(parameters)
     models.check_network("network", setting.network, setting.stem, setting.images.side)
     if setting.deterministic:
         devices.use_deterministic_algorithms()
-    compute = devices.choose(setting.device, setting.precision)
+    compute = devices.choose(setting.device, setting.precision, setting.compile, setting.images.side)
     whole = real.load(setting.dataset, setting.images, compute.device, setting.ipc, setting.validation)
     parts = tasks.split_into_tasks(setting, whole)
     return [(setting, part, teachers.load_or_train(setting, part, compute), compute) for part in parts]
 
 
-def teacher_task(parameters: dict) -> None:
+def train_teacher(parameters: dict) -> None:
     load_parts({**parameters, "ipc": 1})  # another setting that shares the teacher may need fewer images of a class
 
 
-def part_task(parameters: dict, indices: range, _teacher) -> None:
+def make_part(parameters: dict, indices: range, _teacher) -> None:
     """Some ipc indices of a distilled set, left as a checkpoint of their own."""
     for part in load_parts(parameters):
         sets.synthesize_part(*part, indices)
 
 
-def set_task(parameters: dict, _teacher, *_parts) -> None:
+def make_set(parameters: dict, _teacher, *_parts) -> None:
     for part in load_parts(parameters):
         sets.load_or_synthesize(*part)
 
 
-def record_task(target: str, seed: int, _set, _teacher) -> tuple[int, list[str]]:
+def run_notebook(target: str, seed: int, _set, _teacher) -> tuple[int, list[str]]:
     """The papermill process of one record: its exit code and its last lines."""
     process = subprocess.run(
         [sys.executable, "-m", "dwa_paper", "run", target, "--seed", str(seed)],

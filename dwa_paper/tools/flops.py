@@ -66,7 +66,7 @@ def count_flop(setting: Setting, stage: str, data: dict) -> float:
     teacher = student = 0.0  # images times passes through the network
     if stage == "teacher":
         teacher = data["test_images"]
-        if setting.teacher.weights is None:
+        if setting.teacher.is_trained():
             teacher += 3 * setting.teacher.epochs * data["training_images"] + count_tested(setting.teacher, data)
     elif stage == "student":
         # After each of several tasks it is trained on the sets of the classes so far, labelled by all teachers so far.
@@ -91,7 +91,7 @@ def count_memory(setting: Setting, data: dict, width: int = 2) -> int:
     # Weights, gradients and optimiser in fp32, beside what is kept; of networks that only label or are frozen, weights.
     stages = [width * student.kept * setting.relabel.batch_size + 16 * student.parameters + 4 * teacher.parameters]
     stages[0] += setting.ipc * data["classes"] * pixels
-    if setting.teacher.weights is None:
+    if setting.teacher.is_trained():
         stages.append(width * teacher.kept * setting.teacher.batch_size + 16 * teacher.parameters)
     if setting.method in SYNTHESISED:
         stages.append(width * teacher.kept * max(GPU_IMAGES, at_once) + 8 * teacher.parameters)

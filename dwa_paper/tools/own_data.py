@@ -18,10 +18,10 @@ from dwa_core import devices, models
 from dwa_core.batches import read_image
 from dwa_core.errors import InputError
 from dwa_paper.runs import real, runner, sources
-from dwa_paper.runs.records import find_record, students
+from dwa_paper.runs.records import find_record, list_students
 from dwa_paper.settings.environment import root
 from dwa_paper.settings.files import read
-from dwa_paper.settings.presets import merge
+from dwa_paper.settings.presets import PRESETS, merge
 from dwa_paper.settings.reading import parse_yaml
 from dwa_paper.settings.schema import ALLOWED, NAME, resolve, shown
 
@@ -46,12 +46,12 @@ def distill(folder: Path, network: str, ipc: int, differences: list[str]) -> Non
         raise InputError(f"DATA: {shown(folder.name)} is not allowed; {ALLOWED[NAME]}; rename it or link to it: {link}")
     os.environ["DWA_DATA"] = str(folder.parent)
     models.find_builders("network", network)
-    path = write_settings(settings_for(folder.name, network, ipc, given))
+    path = write_settings(build_settings(folder.name, network, ipc, given))
     again = f"DWA_DATA={shlex.quote(os.environ['DWA_DATA'])} make results/{path.parent.name}/{path.stem}.json"
     print(f"settings: {path}; to run them again: {again}", flush=True)
     setting = resolve(read(path))
     runner.run(str(path), None, None, time.time(), None)
-    for student in students(find_record(setting.model_copy(update={"seed": setting.seeds[0]}))):
+    for student in list_students(find_record(setting.model_copy(update={"seed": setting.seeds[0]}))):
         print(f"the distilled images for other tools: make share SET={student['distilled']['artifact']}")
 
 
@@ -68,11 +68,12 @@ def parse_differences(texts: list[str]) -> dict:
     return result
 
 
-def settings_for(dataset: str, network: str, ipc: int, differences: dict | None = None) -> dict:
+def build_settings(dataset: str, network: str, ipc: int, differences: dict | None = None) -> dict:
     """The parameters of a setting for the data set `dataset`, a folder under $DWA_DATA.
 
-    The recipe follows the size of the images; mean and standard deviation are measured on the training part at the
-    recipe's side. `differences` are laid over what is chosen here, for example {"teacher": {"epochs": 30}}.
+    The recipe follows the size of the images; mean and standard deviation are ImageNet's with published weights, else
+    measured on the training part at the recipe's side. `differences` are laid over what is chosen here, for example
+    {"teacher": {"epochs": 30}}.
     """
     differences = dict(differences or {})
     if dataset == "digits":
@@ -84,19 +85,17 @@ def settings_for(dataset: str, network: str, ipc: int, differences: dict | None 
     except ValueError as error:
         raise InputError(f"dataset: {dataset}: training {error}") from None
     recipe = next(recipe for limit, recipe in RECIPES if short_side <= limit)
-    side = merge(recipe, differences)["images"]["side"]
-    pixels = real.decode(dataset, "training", some, side).numpy().reshape(-1, 3) / 255
-    images = {"mean": pixels.mean(0).round(4).tolist(), "std": pixels.std(0).clip(0.01).round(4).tolist()}
     method = differences.get("method", "dwa")
     name = f"{dataset}-{network}-{method}-ipc{ipc}"
     chosen = {"profile": "mine", "name": name, "dataset": dataset, "network": network, "method": method, "ipc": ipc}
     if "seed" in differences:
         chosen["seeds"] = [differences.pop("seed")]  # the seeds that are run
-    parameters = merge(chosen, recipe, {"images": images}, differences)
-    for stage, count in {"teacher": len(train), "relabel": ipc * len(train.features["label"].names)}.items():
-        if (size := getattr(resolve(parameters), stage).batch_size) > count:
-            print(f"{stage}.batch_size {size} is more than the {count} images, so an epoch is a single step")
-    return parameters
+    setting = resolve(merge(chosen, recipe, differences))
+    images = {key: PRESETS["imagenet-1k"]["images"][key] for key in ("mean", "std")}
+    if not setting.teacher.published_weights():
+        pixels = real.decode(dataset, "training", some, setting.images.side).numpy().reshape(-1, 3) / 255
+        images = {"mean": pixels.mean(0).round(4).tolist(), "std": pixels.std(0).clip(0.01).round(4).tolist()}
+    return merge(chosen, recipe, {"images": images}, differences)
 
 
 def write_settings(parameters: dict) -> Path:

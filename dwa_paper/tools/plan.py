@@ -14,8 +14,8 @@ from tabulate import tabulate
 from dwa_core import devices
 from dwa_core.errors import InputError, shown
 from dwa_paper.runs import store
-from dwa_paper.runs.real import describe_storage, place_for
-from dwa_paper.runs.records import artifacts_called_for, as_setting, find_record, read_record
+from dwa_paper.runs.real import choose_place, describe_storage
+from dwa_paper.runs.records import find_missing, name_artifacts, parse_setting, read_all
 from dwa_paper.runs.sources import RESIDENT_SIDE
 from dwa_paper.settings.datasets import DATASETS
 from dwa_paper.settings.environment import root
@@ -25,29 +25,18 @@ from dwa_paper.tools import flops
 
 STAGES = ("teacher", "synthesis", "student")
 DECODED_PER_SECOND = 16 * 200  # JPEG files of some 100 kB, with as many workers as a run has at most
-DATA_FIELDS = ("training_images", "test_images", "classes", "fingerprint")
 
 
 def read_records() -> list[tuple[Setting, dict]]:
     """Setting and content of every record of every profile; of one that cannot be used, a printed line says so."""
-    records = []
-    for path in sorted((root() / "results").glob("*/*-seed*.json")):
-        try:
-            record = read_record(path)
-            setting = as_setting(record["setting"])
-            usable = {*DATA_FIELDS} <= {*record["data"]}
-            usable = usable and all(isinstance(record["seconds"][stage], int | float) for stage in STAGES)
-        except (OSError, ValueError, KeyError, TypeError):
-            usable = False
-        if usable:
-            records.append((setting, record))
-        else:
-            print(f"{path}: skipped: damaged, or an older format")
-    return records
+    found, unreadable = read_all()
+    for line in unreadable:
+        print(line)
+    return [(parse_setting(record["setting"]), record) for record in found.values()]
 
 
 def find_data(setting: Setting, records: list[tuple[Setting, dict]]) -> dict | None:
-    """What a record says of the data that `setting` reads: the DATA_FIELDS. None if unknown.
+    """What a record says of the data that `setting` reads. None if unknown.
 
     Without a record of the same data at the same side, from the data set as it is published, or from a record of the
     whole of which a part has to be held out for validation.
@@ -72,10 +61,7 @@ def find_data(setting: Setting, records: list[tuple[Setting, dict]]) -> dict | N
     }
 
 
-# ------------------------------------------------------------------------------------------------- hours
-
-
-def workload_key(setting: Setting, stage: str, device: str) -> tuple:
+def identify_workload(setting: Setting, stage: str, device: str) -> tuple:
     """What must be the same for the seconds per FLOP to be the same; of the device, all except its threads."""
     networks = (setting.network,)
     if stage == "student":
@@ -84,15 +70,15 @@ def workload_key(setting: Setting, stage: str, device: str) -> tuple:
 
 
 def measure_rates(records: list[tuple[Setting, dict]], settings: list[Setting], device: str) -> dict[tuple, float]:
-    """The seconds per FLOP on `device` of what `settings` do, by `workload_key`: the median over the records.
+    """The seconds per FLOP on `device` of what `settings` do, by `identify_workload`: the median over the records.
 
     Sets that are not made do not count.
     """
-    wanted = {workload_key(setting, stage, device) for setting in settings for stage in STAGES}
+    wanted = {identify_workload(setting, stage, device) for setting in settings for stage in STAGES}
     measured = defaultdict(list)
     for setting, record in records:
         for stage in STAGES:
-            key = workload_key(setting, stage, record["device"])
+            key = identify_workload(setting, stage, record["device"])
             if key in wanted and (flop := flops.count_flop(setting, stage, record["data"])):
                 measured[key].append(record["seconds"][stage] / flop)
     return {key: statistics.median(values) for key, values in measured.items()}
@@ -105,7 +91,7 @@ def estimate(setting: Setting, data: dict | None, rates: dict[tuple, float], dev
     expected = {}
     for stage in STAGES:
         flop = flops.count_flop(setting, stage, data)
-        rate = rates.get(workload_key(setting, stage, device)) if flop else 0.0
+        rate = rates.get(identify_workload(setting, stage, device)) if flop else 0.0
         expected[stage] = None if rate is None else rate * flop
     return expected
 
@@ -113,9 +99,6 @@ def estimate(setting: Setting, data: dict | None, rates: dict[tuple, float], dev
 def format_hours(seconds: float | None) -> str:
     """Seconds as hours, to hundredths, or to thousandths below a tenth."""
     return "unknown" if seconds is None else f"{seconds / 3600:.{2 if seconds >= 360 else 3}f}" if seconds else "0"
-
-
-# ------------------------------------------------------------------------------- what one run costs
 
 
 def describe_costs(setting: Setting) -> list[str]:
@@ -132,7 +115,7 @@ def describe_costs(setting: Setting) -> list[str]:
     peak = format_bytes(flops.count_memory(setting, data, compute.precision.itemsize))
     count = data["training_images"] + data["test_images"]
     real, synthetic = count * 3 * side**2, format_bytes(setting.ipc * data["classes"] * 3 * side**2)
-    place = place_for(real, side, compute.device)
+    place = choose_place(real, side, compute.device)
     free = shutil.disk_usage(next(folder for folder in (root(), *root().parents) if folder.exists())).free
     decoded = "" if place == "files" else f", decoded real images {format_bytes(real)}"
     lines += [
@@ -156,9 +139,6 @@ def format_bytes(count: float) -> str:
     return f"{count / unit:.1f} {name}"
 
 
-# ---------------------------------------------------------------------------------- what is left to do
-
-
 def print_plan(profile: str, device: str = "here") -> None:
     """Prints how much of `profile` is done, the hours of what is missing, and a line per setting, finished last.
 
@@ -170,14 +150,14 @@ def print_plan(profile: str, device: str = "here") -> None:
         raise InputError(f"device: {shown(device)} is not known; allowed: here, {', '.join(flops.DEVICES)}")
     device = devices.choose().describe() if device == "here" else device
     records, runs = read_records(), list_runs(profile)
-    missing = [setting for setting in runs if find_record(setting) is None]
+    missing = find_missing(runs)
     rates = measure_rates(records, missing, device)
     asked_for, left = (Counter(setting.name for setting in some) for some in (runs, missing))
     stored, rows, totals, planned = {}, [], Counter(), []
     for name, setting in {setting.name: setting for setting in missing}.items():
         data = find_data(setting, records)
         expected, cells = estimate(setting, data, rates, device), []
-        shares = {**share_to_make(setting, data, stored), "student": left[name]}
+        shares = {**find_shares(setting, data, stored), "student": left[name]}
         for stage, share in shares.items():
             seconds, mark = expected[stage] if share else 0.0, ""
             if seconds is None and data is not None:
@@ -220,7 +200,7 @@ def describe_needs(planned: list[tuple[Setting, dict, dict]]) -> str:
     return f"They need at most {format_bytes(disk)} of disk beside data sets; {largest}{files}."
 
 
-def share_to_make(setting: Setting, data: dict | None, stored: dict[str, bool]) -> dict[str, float | None]:
+def find_shares(setting: Setting, data: dict | None, stored: dict[str, bool]) -> dict[str, float | None]:
     """The share of its teachers and of its distilled sets, one for each task, that `setting` is the first to need.
 
     Args:
@@ -233,7 +213,7 @@ def share_to_make(setting: Setting, data: dict | None, stored: dict[str, bool]) 
     if data is None or data["classes"] % setting.tasks:  # the names then only tell the artifacts of settings apart
         text = f"unknown, {setting.validation} held out, {setting.tasks} tasks"
         data = {"fingerprint": text, "classes": setting.tasks}
-    names = artifacts_called_for(setting, data)
+    names = name_artifacts(setting, data)
     shares = {}
     for stage, kind, own in (("teacher", "teachers", names[::2]), ("synthesis", "distilled", names[1::2])):
         first = [name for name in own if name not in stored]

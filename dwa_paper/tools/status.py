@@ -14,8 +14,8 @@ from filelock import FileLock, Timeout
 
 from dwa_core.errors import InputError, suggest
 from dwa_paper.report import product
-from dwa_paper.runs.records import describe_code, find_record, record_paths
-from dwa_paper.runs.runner import execution_lock, log_of
+from dwa_paper.runs.records import describe_code, find_missing, find_record, read_all
+from dwa_paper.runs.runner import make_lock
 from dwa_paper.settings import files
 from dwa_paper.settings.environment import root
 from dwa_paper.settings.schema import Setting
@@ -37,9 +37,9 @@ def print_missing(profile: str, products: list[str]) -> None:
         if name not in known:
             raise InputError(f"{name}: no table or figure of this name; {suggest(name, known)}")
     runs = files.list_runs(profile)
-    missing = [setting for setting in runs if find_record(setting) is None]
+    missing = find_missing(runs)
     steps, targets = set(), {}  # in their order
-    wanted = {name: product.shows_all_runs(name) for name in products or product.products(runs)}
+    wanted = {name: product.shows_all_runs(name) for name in products or product.select_products(runs)}
     for name in sorted(wanted, key=lambda name: (wanted[name], name != "table-1")):
         # What shows all runs comes last, after their records; asked for by its name, it shows those that are there.
         waits_for_all = wanted[name] and not products
@@ -47,7 +47,7 @@ def print_missing(profile: str, products: list[str]) -> None:
         steps |= {setting.record_path() for setting in records}
         targets |= dict.fromkeys(f"results/{profile}/{setting.name}.json" for setting in records)
         if records or not product.is_current(name, profile, runs):
-            path = product.files_of(name, profile)[0]
+            path = product.locate_files(name, profile)[0]
             steps.add(path)
             targets[path.relative_to(root())] = None
     if not targets:
@@ -64,8 +64,8 @@ def print_states(profile: str) -> None:
     states = {f"{setting.name}-seed{setting.seed}": find_state(setting) for setting in files.list_runs(profile)}
     counts = Counter(state for state, _ in states.values())
     print(f"{profile}: " + ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state]))
-    if record_paths(profile):
-        print(describe_code(profile))
+    if found := read_all(profile)[0]:
+        print(describe_code(profile, found.values()))
     for state in STATES[:-1]:
         for name in [name for name in states if states[name][0] == state]:
             print(f"{state:8} {name}" + (f"\n         {states[name][1]}" if states[name][1] else ""))
@@ -78,9 +78,9 @@ def find_state(setting: Setting) -> tuple[str, str]:
     if find_record(setting) is not None:
         return "done", ""
     for executed in executions:
-        if is_held(execution_lock(executed)):
-            return "running", read_end(log_of(executed))[0]
-    logs = [log for executed in executions if (log := log_of(executed)).is_file()]
+        if is_held(make_lock(executed)):
+            return "running", read_end(executed.with_suffix(".log"))[0]
+    logs = [log for executed in executions if (log := executed.with_suffix(".log")).is_file()]
     if not logs:
         return "waiting", ""
     line, ended, why = read_end(max(logs, key=lambda log: log.stat().st_mtime))

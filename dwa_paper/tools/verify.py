@@ -3,9 +3,11 @@
 docs/reliability.md says which changes by hand this finds, and which no check inside a repository can.
 """
 
+import contextlib
 import re
 import subprocess
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 
 from dwa_core.errors import InputError, UserError
@@ -15,6 +17,8 @@ from dwa_paper.settings import files
 from dwa_paper.settings.environment import root
 from dwa_paper.settings.schema import SYNTHESISED, Setting
 from dwa_paper.tools import again
+
+HINT = "delete it, or bring it back from git; make makes what is missing"
 
 
 def verify(profile: str, rerun: int = 0) -> None:
@@ -34,29 +38,30 @@ def verify(profile: str, rerun: int = 0) -> None:
     folder = root() / "results" / profile
     if not folder.is_dir():
         raise UserError(f"{folder}: there is nothing yet; make reproduce PROFILE={profile} makes it")
-    problems, absent = check_artifacts() + check_runs(profile), find_absent(profile)
-    if unreadable := check_records(profile):  # tables cannot be drawn from records that cannot be read
-        problems += unreadable
+    found, unreadable = records.read_all(profile)
+    problems, absent = check_artifacts() + check_runs(profile, found), find_absent(found)
+    if wrong := unreadable + check_records(found):  # tables cannot be drawn from records that cannot be read
+        problems += wrong
     else:
         incomplete = {path for paths in absent.values() for path in paths}
-        problems += compare_records(profile) + again.check_products(profile) + check_pages(profile)
+        problems += compare_records(found) + again.check_products(profile, found) + check_pages(profile)
         problems += again.check_records(profile, rerun, incomplete)
     for (kind, name), paths in absent.items():
-        print(f"{kind}/{name}: not local, so not checked; records that name it: {len(set(paths))}")
-    print(records.describe_code(profile))
+        print(f"{kind}/{name}: not local, so not checked; make makes it; records that name it: {len(set(paths))}")
+    print(records.describe_code(profile, found.values()))
     if problems:
         raise ExceptionGroup("verify", [UserError(line) for line in problems])
-    count = len(records.record_paths(profile))
-    print(f"{profile}: everything matches: {count} records, their tables and figures and all local artifacts")
+    print(f"{profile}: everything matches: {len(found)} records, their tables and figures and all local artifacts")
 
 
 def check_artifacts() -> list[str]:
     """Problems of the local artifacts, one line each: their checksums, and the settings that gave them their names."""
-    return [f"{folder}: {problem}" for folder in again.list_artifacts() if (problem := store.damage(folder))]
+    damage = {folder: store.find_damage(folder) for folder in again.list_artifacts()}
+    return [f"{folder}: {problem}; {HINT}" for folder, problem in damage.items() if problem]
 
 
-def check_runs(profile: str) -> list[str]:
-    """One line for each run with a record that is not that of its settings now, or that git knows and that is gone.
+def check_runs(profile: str, found: dict[Path, dict]) -> list[str]:
+    """One line for each run whose record in `found` is not that of its settings now, or was committed and is gone.
 
     Prints which runs have never had a record.
     """
@@ -67,19 +72,15 @@ def check_runs(profile: str) -> list[str]:
             lines.append(f"{path}: it was committed and is gone; bring it back from git, or make makes it again")
         elif not path.is_file():
             waiting.setdefault(setting.name, []).append(str(setting.seed))
-        elif records.find_record(setting) is None:
-            lines.append(f"{path}: {describe_change(path, setting)}; make makes it again")
+        elif path in found and records.find_record(setting) is None:
+            lines.append(f"{path}: {describe_change(found[path]['setting'], setting)}; make makes it again")
     for name, seeds in waiting.items():
-        print(f"{profile}: {name} has no record yet of seed {', '.join(seeds)}")
+        print(f"{profile}: {name} has no record yet of seed {', '.join(seeds)}; make makes it")
     return lines
 
 
-def describe_change(path: Path, setting: Setting) -> str:
-    """In what the record at `path`, which is no record of `setting`, differs from it."""
-    try:
-        recorded = records.as_setting(records.read_record(path)["setting"]).recorded()
-    except (ValueError, KeyError):
-        return "it cannot be read"
+def describe_change(recorded: dict, setting: Setting) -> str:
+    """In what the setting of a record, `recorded`, which is not `setting`, differs from it."""
     before, now = ({**each, **results.read_numbers(each)} for each in (recorded, setting.recorded()))
     changed = [key for key in now if before[key] != now[key] and not isinstance(now[key], dict)]
     texts = [f"{key} {before[key]}, and its settings give {now[key]} now" for key in changed]
@@ -96,91 +97,89 @@ def list_committed(profile: str) -> set[str]:
     return {Path(line).name for line in done.stdout.splitlines()}
 
 
-def compare_records(profile: str) -> list[str]:
+def compare_records(found: dict[Path, dict]) -> list[str]:
     """Where two records have one curve, but another seed, teacher or set; or one set, but another diversity."""
     lines, curves, measured = [], {}, {}
-    for path in records.record_paths(profile):
-        record = records.read_record(path)
-        for student in records.students(record):
+    for path, record in found.items():
+        for student in records.list_students(record):
             made_from = (student["teacher"]["artifact"], student["distilled"]["artifact"])
             run = (record["setting"]["seed"], *made_from)
-            first, other = curves.setdefault(tuple(entry["loss"] for entry in student["curve"]), (path, run))
+            curve = tuple(entry.get("loss") for entry in student["curve"])
+            first, other = curves.setdefault(curve, (path, run))
             if run != other:
-                lines.append(f"{path}: its curve is that of {first}, which is another run; one of them was copied")
+                lines.append(f"{path}: its curve is that of {first}, which is another run; delete the copy of the two")
             diversity = student.get("diversity")
             first, other = measured.setdefault(made_from, (path, diversity)) if diversity else (path, diversity)
             if again.diversity_differs(diversity, other):
-                lines.append(f"{path}: its diversity is not that of {first}, which has the same distilled set")
-    return lines
+                lines.append(f"{path}: its diversity is not that of {first}, which has its set; delete the wrong one")
+    return [f"{line}; make makes it again" for line in lines]
 
 
-def find_absent(profile: str) -> dict[tuple[str, str], list[str]]:
-    """Kind and name of the artifacts that records of `profile` name and that are not local, with those records.
+def find_absent(found: dict[Path, dict]) -> dict[tuple[str, str], list[str]]:
+    """Kind and name of the artifacts that records name and that are not local, with those records.
 
     That is no error, but they cannot be checked. Sets of real images, drawn again in a moment, are left out.
     """
-    named = records.artifacts_of_profile(profile, (*SYNTHESISED, "external"))
+    named = records.map_artifacts(found, (*SYNTHESISED, "external"))
     return {artifact: paths for artifact, paths in named.items() if again.find_local(*artifact) is None}
 
 
-def check_records(profile: str) -> list[str]:
-    """Problems of the records of `profile`, one line each."""
+def check_records(found: dict[Path, dict]) -> list[str]:
+    """Problems of records, one line each."""
     lines = []
-    for path in records.record_paths(profile):
+    for path, record in found.items():
         try:
-            lines += [f"{path}: {problem}" for problem in record_problems(path)]
+            lines += [f"{path}: {problem}; {HINT}" for problem in check_record(path, record)]
         except InputError as error:
-            lines.append(str(error))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            lines.append(f"{path}: damaged, or of an older format; {' '.join(f'{error!r}'.split())}")
+            lines.append(f"{path}: its {error}; bring it back")
     return lines
 
 
-def record_problems(path: Path) -> list[str]:
+def check_record(path: Path, record: dict) -> Iterator[str]:
     """What is wrong with the record at `path`.
 
     Its settings and the fingerprint of its data determine the names of its teachers and its distilled sets, and those
     must be the ones it names. Where artifacts are local, their checksums must be the ones it holds. Its accuracies
     must be those of its curves, and each a whole number of test images.
+
+    Raises:
+        InputError: the user's own weights or distilled set cannot be read.
     """
-    record = records.read_record(path)
-    setting = records.as_setting(record["setting"])
-    tests = record["data"]["test_images"] if setting.tasks == 1 else None
-    lines = [] if path == setting.record_path() else [f"its settings belong to {setting.record_path()}"]
-    called_for = records.artifacts_called_for(setting, record["data"])
-    for expected, named in zip(called_for, records.artifacts_named(record), strict=True):
+    setting = records.parse_setting(record["setting"])
+    if path != setting.record_path():
+        yield f"its settings belong to {setting.record_path()}"
+    called_for = records.name_artifacts(setting, record["data"])
+    for expected, named in zip_longest(called_for, records.list_named_artifacts(record)):
         if expected != named:
-            lines.append(f"its settings call for {expected}, it names {named}")
-    for student in records.students(record):
-        lines += [*artifact_problems(student), *curve_problems(setting, student)]
+            yield f"its settings call for {expected}, it names {named}"
+    tests = record["data"]["test_images"] if setting.tasks == 1 else None
+    for student in records.list_students(record):
+        yield from compare_artifacts(student)
+        yield from check_curve(setting, student)
         tested = [student["teacher"]["accuracy"], *student["curve"]] if tests else []
-        shares = [entry[key] for entry in tested for key in ("top1", "top5") if key in entry]
-        lines += [f"{share} % is no share of {tests} test images" for share in shares if not is_share(share, tests)]
-    return lines
+        for share in (entry[key] for entry in tested for key in ("top1", "top5") if key in entry):
+            if abs(share - 100 * round(share * tests / 100) / tests) >= 0.0006:  # stored with three decimals
+                yield f"{share} % is no share of {tests} test images"
 
 
-def is_share(percent: float, count: int) -> bool:
-    """Whether an accuracy, stored with three decimals, is a whole number of `count` test images."""
-    return abs(percent - 100 * round(percent * count / 100) / count) < 0.0006
-
-
-def artifact_problems(student: dict) -> Iterator[str]:
+def compare_artifacts(student: dict) -> Iterator[str]:
     """Where what a record says of a student's teacher and distilled set differs from the local ones."""
     for kind, part in (("teachers", "teacher"), ("distilled", "distilled")):
         named = student[part]
         if (folder := again.find_local(kind, named["artifact"])) is None:
             continue
-        stored = store.read_json(folder / "record.json")
-        differing = {name for name, _ in stored["files"].items() ^ named["files"].items()}
-        if differing - {"README.md"}:  # the card of real images, drawn again, may be in other words
-            yield f"{folder} has other checksums than it names"
-        if part == "teacher" and stored["accuracy"] != named["accuracy"]:
-            yield f"its teacher's accuracy is {named['accuracy']}, that of {folder} is {stored['accuracy']}"
+        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):  # damaged, as check_artifacts says
+            stored = store.read_json(folder / "record.json")
+            differing = {name for name, _ in stored["files"].items() ^ named["files"].items()}
+            if differing - {"README.md"}:  # the card of real images, drawn again, may be in other words
+                yield f"{folder} has other checksums than it names"
+            if part == "teacher" and stored["accuracy"] != named["accuracy"]:
+                yield f"its teacher's accuracy is {named['accuracy']}, that of {folder} is {stored['accuracy']}"
 
 
-def curve_problems(setting: Setting, student: dict) -> Iterator[str]:
+def check_curve(setting: Setting, student: dict) -> Iterator[str]:
     """Where a student's curve differs from its accuracies and its number of epochs."""
-    tested = [entry["top1"] for entry in student["curve"] if "top1" in entry]
+    tested = [entry["top1"] for entry in student["curve"] if "top1" in entry] or [None]
     last, best = tested[-1], max(tested)
     expected = {"last": last, "best": best, "reported": best if setting.relabel.reported == "best" else last}
     if not expected.items() <= student["accuracy"].items():
@@ -195,6 +194,6 @@ def check_pages(profile: str) -> list[str]:
     if not any(quoted.search(page.read_text()) for page in prose.pages()):
         return []
     try:
-        return prose.find_differences()
+        return [f"{line}; make docs writes it again" for line in prose.find_differences()]
     except InputError as error:
         return [str(error)]

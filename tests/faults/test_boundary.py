@@ -127,7 +127,7 @@ def test_seed_of_a_distilled_folder_is_written_as_its_seeds(place, monkeypatch):
 
     tree(place)
     monkeypatch.setenv("DWA_DATA", str(place / "data"))
-    parameters = own_data.settings_for("own", "convnet-8", 1, {"seed": 3, "device": "cpu"})
+    parameters = own_data.build_settings("own", "convnet-8", 1, {"seed": 3, "device": "cpu"})
     path = own_data.write_settings(parameters)
     assert files.read(path)["seeds"] == [3]
     assert own_data.write_settings(parameters) == path
@@ -248,7 +248,7 @@ def two(own_root, bare_record):
 
 def check_bad_record(good: Setting, bad: Setting, command) -> None:
     """A record that cannot be used is named; it counts as not there, and the other one as there."""
-    with pytest.raises(InputError, match=f"{bad.record_path()}: the record is damaged"):
+    with pytest.raises(InputError, match=rf"{bad.record_path()}: .+; the record is damaged, .*; delete it"):
         records.read_record(bad.record_path())
     assert records.find_record(good) is not None
     assert records.find_record(bad) is None
@@ -260,6 +260,28 @@ def test_damaged_record_names_itself_and_stops_nobody_elses_run(case, two, comma
     good, bad, content = two
     bad.record_path().write_bytes(DAMAGED[case](content).encode(errors="surrogateescape"))
     check_bad_record(good, bad, command)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda record: record["accuracy"].update(last="99"), "accuracy.last: Input should be a valid number"),
+        (lambda record: record.update(accuracy={}), "accuracy.last: Field required"),
+        (lambda record: record["data"].update(classes="10"), "data.classes: Input should be a valid integer"),
+        (lambda record: record["data"].update(test_images=0), "data.test_images: Input should be greater than"),
+        (lambda record: record["setting"].pop("seed"), "setting.seeds.0: Input should be a valid integer"),
+        (lambda record: record["setting"]["relabel"].update(epochs=1.5), "setting.relabel.epochs: Input should be"),
+        (lambda record: record.update(curve=[{"loss": 1.0}, {"loss": "low"}]), "curve.1.loss: Input should be a"),
+        (lambda record: record.update(tasks=[{}]), "tasks.0.accuracy: Field required"),
+        (lambda record: record["seconds"].pop("student"), "seconds.student: Field required"),
+    ],
+)
+def test_message_names_the_first_field_of_a_record_that_is_wrong(change, problem, two):
+    _, bad, content = two
+    change(content)
+    store.write_json(bad.record_path(), content)
+    with pytest.raises(InputError, match=f"{bad.record_path()}: {problem}.*; delete it, and make makes it again$"):
+        records.read_record(bad.record_path())
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["pipe", "folder"])

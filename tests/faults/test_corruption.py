@@ -150,14 +150,14 @@ def test_damaged_published_artifact_is_named_and_left_where_it_is(copied, own_ro
 
 
 def test_what_was_set_aside_is_made_again_to_the_same_bytes(copied, tiny_setting, compute, capsys):
-    sums = {kind: store.file_checksums(folder) for kind, folder in copied.items()}
+    sums = {kind: store.compute_checksums(folder) for kind, folder in copied.items()}
     for kind, folder in copied.items():
         flip_a_bit(folder / FILES[kind][0], random.Random(1))
     make_all(small(tiny_setting), compute)
     printed = capsys.readouterr().out
     for kind, folder in copied.items():
         assert f"{folder}: {FILES[kind][0]} is damaged; set aside" in printed
-        assert store.file_checksums(folder) == sums[kind]
+        assert store.compute_checksums(folder) == sums[kind]
 
 
 # ------------------------------------------------------------------------------------------ checkpoints

@@ -40,7 +40,7 @@ def run_all(setting, compute):
 def unfinished(folder) -> list[str]:
     """Artifacts under a final name that are not whole, and whatever was left beside them."""
     artifacts = [path for kind in ("data", "teachers", "distilled") for path in folder.glob(f"artifacts/{kind}/*")]
-    bad = [path for path in artifacts if path.is_dir() and (path.name[0] == "." or store.damage(path))]
+    bad = [path for path in artifacts if path.is_dir() and (path.name[0] == "." or store.find_damage(path))]
     hidden = [path for path in folder.rglob(".*") if path.is_file() and path.suffix != ".lock"]
     return [str(path) for path in bad + hidden]
 
@@ -116,7 +116,7 @@ def test_no_room_for_a_teacher(writer, tiny_setting, digits, compute, monkeypatc
 
 def test_folder_that_vanishes_while_an_artifact_is_made(own_root):
     def lose_everything():
-        with store.new_artifact("teachers", "one"):
+        with store.create_artifact("teachers", "one"):
             shutil.rmtree(own_root)
 
     with pytest.raises(StorageError, match="cannot be written; No such file or directory"):

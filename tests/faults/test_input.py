@@ -55,6 +55,7 @@ SETTINGS = {
     "momentum of one": ({"teacher": {"momentum": 1.0}}, "teacher.momentum: 1.0 is not allowed"),
     "stage that is a number": ({"teacher": 5}, "teacher: 5 is not allowed; must hold keys and values"),
     "weights with the small stem": ({"teacher": {"weights": "IMAGENET1K_V1"}}, "stem: 'small' is not allowed"),
+    "fine-tuning of nothing": ({"teacher": {"fine_tune": True}}, "teacher.fine_tune: True is not allowed without"),
     "no minutes": ({"max_minutes": 0.0}, "max_minutes: 0.0 is not allowed"),
     "other profile": ({"profile": "lite"}, "profile: 'lite' is not allowed"),
     "other name": ({"name": "good"}, "name: 'good' is not allowed"),

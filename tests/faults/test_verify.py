@@ -81,6 +81,15 @@ def test_profile_that_was_never_run_has_nothing(lite):
     assert find_problems("paper") == [f"{lite / 'paper'}: there is nothing yet; make reproduce PROFILE=paper makes it"]
 
 
+def check_records(profile: str) -> list[str]:
+    found, unreadable = records.read_all(profile)
+    return unreadable + verify.check_records(found)
+
+
+def check_runs(profile: str) -> list[str]:
+    return verify.check_runs(profile, records.read_all(profile)[0])
+
+
 def edit(path, change) -> None:
     record = json.loads(path.read_text())
     change(record)
@@ -101,18 +110,18 @@ RECORD = "cifar10-convnet-128-dwa-ipc10-seed0.json"
         (lambda record: record["distilled"]["files"].update({"train-00000-of-00001.parquet": "0"}), "other checksums"),
         (lambda record: record["setting"].update(seed=7), "its settings belong to"),
         (lambda record: record["curve"].pop(0), "its curve has 399 epochs"),
-        (lambda record: record.pop("versions"), "the record is damaged"),
+        (lambda record: record.pop("versions"), "versions: Field required; the record is damaged"),
     ],
 )
 def test_changed_record_is_found(change, expected, lite):
     edit(lite / "lite" / RECORD, change)
-    found = verify.check_records("lite")
+    found = check_records("lite")
     assert any(str(lite / "lite" / RECORD) in line and expected in line for line in found), found
 
 
 def test_card_in_other_words_is_no_other_set(lite):
     edit(lite / "lite" / RECORD, lambda record: record["distilled"]["files"].update({"README.md": "0"}))
-    assert verify.check_records("lite") == []
+    assert check_records("lite") == []
 
 
 def test_changed_artifact_is_found(lite):
@@ -120,7 +129,7 @@ def test_changed_artifact_is_found(lite):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    assert verify.check_artifacts() == [f"{path.parent}: model.safetensors is damaged"]
+    assert verify.check_artifacts() == [f"{path.parent}: model.safetensors is damaged; {verify.HINT}"]
 
 
 def test_what_is_no_artifact_is_not_checked(lite):
@@ -128,15 +137,17 @@ def test_what_is_no_artifact_is_not_checked(lite):
         (lite.parent / "artifacts" / kind / "folder").mkdir(parents=True)
     assert verify.check_artifacts() == []
     (lite.parent / "artifacts" / "data" / "folder").mkdir(parents=True)
-    assert verify.check_artifacts() == [f"{lite.parent / 'artifacts' / 'data' / 'folder'}: record.json is missing"]
+    assert verify.check_artifacts() == [
+        f"{lite.parent / 'artifacts' / 'data' / 'folder'}: record.json is missing; {verify.HINT}"
+    ]
 
 
 def test_artifacts_that_records_name_and_that_are_not_local_are_listed_and_no_error(lite):
-    assert verify.find_absent("lite") == {}
+    assert verify.find_absent(records.read_all("lite")[0]) == {}
     record = json.loads((lite / "lite" / RECORD).read_text())
     shutil.rmtree(lite / "artifacts")
     edit(lite / "lite" / "cifar10-convnet-128-sre2l-ipc10-seed0.json", lambda record: record.pop("versions"))
-    gone = verify.find_absent("lite")
+    gone = verify.find_absent(records.read_all("lite")[0])
     assert verify.check_artifacts() == []
     assert not any(kind == "distilled" and "random-real" in name for kind, name in gone)
     for kind, part in (("teachers", "teacher"), ("distilled", "distilled")):
@@ -194,7 +205,7 @@ def replace_set(mine, change) -> None:
     path, record = folder / sets.PARQUET, store.read_json(folder / "record.json")
     pyarrow.parquet.write_table(change(pyarrow.parquet.read_table(path)), path)
     store.seal(folder, record.pop("settings"), **{key: record[key] for key in record if key != "files"})
-    sums = store.file_checksums(folder)
+    sums = store.compute_checksums(folder)
     edit_both(mine, lambda record: record["distilled"].update(files=sums))
 
 
@@ -281,8 +292,8 @@ def other_diversity_of_both(mine):
 )
 def test_edit_by_hand_is_found(change, expected, mine):
     change(mine)
-    found = [*verify.check_artifacts(), *verify.check_runs("mine"), *verify.check_records("mine")]
-    found += verify.compare_records("mine")
+    found = [*verify.check_artifacts(), *check_runs("mine"), *check_records("mine")]
+    found += verify.compare_records(records.read_all("mine")[0])
     assert any(expected in line for line in found), found
 
 
@@ -290,7 +301,7 @@ def test_edit_by_hand_is_found(change, expected, mine):
 def test_repainted_figure_is_found(change, ending, mine):
     change(mine)
     path = mine.parents[1] / "figures" / "mine" / f"figure-accuracy.{ending}"
-    (line,) = again.check_products("mine")
+    (line,) = again.check_products("mine", records.read_all("mine")[0])
     assert line == f"{path}: differs from what the records give; delete it, and make draws it again"
 
 
@@ -305,7 +316,9 @@ def test_repainted_figure_is_found(change, ending, mine):
 )
 def test_consistent_edit_is_found_by_making_records_again(change, expected, mine):
     change(mine)
-    assert verify.check_records("mine") == verify.compare_records("mine") == verify.check_artifacts() == []
+    assert (
+        check_records("mine") == verify.compare_records(records.read_all("mine")[0]) == verify.check_artifacts() == []
+    )
     found = again.check_records("mine", 2, set())
     assert any(expected in line for line in found), found
 
@@ -322,16 +335,16 @@ def test_record_of_another_machine_is_compared_within_a_tolerance(mine):
 
 def test_seed_without_a_record_is_named(mine, capsys):
     (mine / "tiny-seed1.json").unlink()
-    assert verify.check_runs("mine") == []
-    assert capsys.readouterr().out == "mine: tiny has no record yet of seed 1\n"
+    assert check_runs("mine") == []
+    assert capsys.readouterr().out == "mine: tiny has no record yet of seed 1; make makes it\n"
 
 
 def test_records_of_other_code_are_counted_and_no_error(mine, monkeypatch):
     edit(mine / "tiny-seed0.json", lambda record: record.update(code="0" * 64))
     edit(mine / "tiny-seed1.json", lambda record: record.pop("code"))
     text = "mine: of 2 records, 1 were made by other code of dwa_core than this, and 1 are older and do not say"
-    assert records.describe_code("mine") == text
-    assert verify.check_runs("mine") == verify.check_records("mine") == []
+    assert records.describe_code("mine", records.read_all("mine")[0].values()) == text
+    assert check_runs("mine") == check_records("mine") == []
 
 
 @pytest.mark.parametrize(
@@ -383,7 +396,9 @@ def test_numbers_that_pages_quote_wrongly_are_found(mine, tmp_path, monkeypatch)
     page.write_text("<!-- records lite -->9<!-- -->")
     assert verify.check_pages("mine") == []
     page.write_text("<!-- records mine -->9<!-- -->")
-    assert verify.check_pages("mine") == ["README.md: records mine is given as '9'; the records give '2'"]
+    assert verify.check_pages("mine") == [
+        "README.md: records mine is given as '9'; the records give '2'; make docs writes it again"
+    ]
     page.write_text("<!-- mine/unheard-of -->9<!-- -->")
     assert "there is no record of results/mine/unheard-of" in verify.check_pages("mine")[0]
 

@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import pytest
 import yaml
 
-from dwa_paper.settings import files, schema
+from dwa_paper.settings import files, presets, schema
 
 PAPER = {"preset": "cifar10", "network": "resnet18", "ipc": 10, "method": "dwa"}
 
@@ -35,8 +35,12 @@ def add(tmp_path):
             made = {
                 "setting": setting.recorded(),
                 "accuracy": {"reported": accuracy, "last": accuracy, "best": accuracy, "top5": 99.0},
-                "teacher": {"artifact": f"teacher-{setting.network}", "accuracy": {"top1": 95.0, "top5": 99.9}},
-                "distilled": {"artifact": f"set-{name}"},
+                "teacher": {
+                    "artifact": f"teacher-{setting.network}",
+                    "accuracy": {"top1": 95.0, "top5": 99.9},
+                    "files": {},
+                },
+                "distilled": {"artifact": f"set-{name}", "files": {}},
                 "curve": [],
                 "data": {
                     "fingerprint": "0123456789abcdef",
@@ -51,8 +55,8 @@ def add(tmp_path):
                 "revision": "0123456789abcdef",
                 "tree_clean": True,
                 "finished": "2026-01-01T00:00:00+00:00",
-                **dict(record),
             }
+            made = presets.merge(made, dict(record))
             setting.record_path().parent.mkdir(parents=True, exist_ok=True)
             setting.record_path().write_text(json.dumps(made))
 

@@ -5,14 +5,14 @@ import math
 import pytest
 
 from dwa_paper.report import charts, pictures
-from dwa_paper.report.product import runs_of
+from dwa_paper.report.product import collect_runs
 from dwa_paper.settings import files, grid, schema
 
 
 def test_gain_of_the_paper_and_ours(add):
     add("dwa", 40.0, 41.0, 42.0, authors=True, ipc=50)
     add("sre2l", 30.0, 33.0, 36.0, authors=True, ipc=50, method="sre2l")
-    axis = charts.gain_bars(runs_of("trial", "table-1")).axes[0]
+    axis = charts.gain_bars(collect_runs("trial", "table-1")).axes[0]
     # The paper: 53.1 ± 0.3 and 47.5 ± 0.5; ours 41 ± 1 and 33 ± 3.
     assert [bar.get_height() for bar in axis.patches] == pytest.approx([5.6, 8.0])
     reach = [collection.get_segments()[0] for collection in axis.collections]
@@ -41,7 +41,7 @@ def test_gain_shows_every_pair_whatever_its_recipe_and_the_paper_beside(add):
         for method, accuracy in (("dwa", dwa), ("sre2l", sre2l)):
             name = f"{preset}-{method}-{len(given)}"
             add(name, accuracy, accuracy, preset=preset, network=network, method=method, **given)
-    found = bars_of(charts.gain_bars(runs_of("trial")).axes[0])
+    found = bars_of(charts.gain_bars(collect_runs("trial")).axes[0])
     assert found == {
         "the paper": {"cifar10, ipc 10, resnet18": 5.4, "cifar100, ipc 10, resnet18": 8.0},
         "ours, authors' code": {
@@ -55,13 +55,15 @@ def test_gain_shows_every_pair_whatever_its_recipe_and_the_paper_beside(add):
 def test_gain_of_lite_is_of_every_data_set_with_a_recorded_pair(monkeypatch):
     monkeypatch.setattr(files, "SETTINGS", grid.SETTINGS)
     monkeypatch.setenv("DWA_ROOT", str(grid.SETTINGS.parent))
-    runs = [run for run in runs_of("lite") if run.record is not None and run.setting["relabel"]["labels"] == "teacher"]
+    runs = [
+        run for run in collect_runs("lite") if run.record is not None and run.setting["relabel"]["labels"] == "teacher"
+    ]
     pairs = {}
     for setting, _, _ in runs:
         key = setting["dataset"], setting["ipc"], setting["network"], setting["authors"], setting["teacher"]["recipe"]
         pairs.setdefault(key, set()).add(setting["method"])
     recorded = {dataset for (dataset, *_), methods in pairs.items() if {"sre2l", "dwa"} <= methods}
-    axis = charts.gain_bars(runs_of("lite", "figure-gain")).axes[0]
+    axis = charts.gain_bars(collect_runs("lite", "figure-gain")).axes[0]
     ours = [heights for series, heights in bars_of(axis).items() if series != "the paper"]
     assert {label.split(",")[0] for heights in ours for label in heights} == recorded
     assert {"cifar10", "cifar100"} <= recorded
@@ -73,7 +75,7 @@ def test_accuracy_has_the_value_at_each_bar_the_defaults_first_and_then_variants
     add("plain", 30.0, seeds=[0])
     add("real", 40.0, method="random-real", seeds=[0])
     add("later", 20.0, preset="cifar100", seeds=[0])
-    axis = charts.accuracy_bars(runs_of("trial")).axes[0]
+    axis = charts.accuracy_bars(collect_runs("trial")).axes[0]
     labels = [label.get_text() for label in axis.get_yticklabels()]
     assert labels == ["random real", "DWA", "DWA, student's batch size 50", "DWA", "DWA"]
     assert [text.get_text() for text in axis.texts] == [
@@ -85,21 +87,21 @@ def test_accuracy_has_the_value_at_each_bar_the_defaults_first_and_then_variants
 
 def test_variants_are_readable():
     variant = "relabel.teacher_batch_statistics True, synthesis.r_bn 0.03, teacher.seed 1, images.side 16"
-    assert charts.readable(variant) == "teacher's batch statistics, r_bn 0.03, teacher's seed 1, side 16"
+    assert charts.describe_variant(variant) == "teacher's batch statistics, r_bn 0.03, teacher's seed 1, side 16"
 
 
 def test_sweeps_say_the_spread_over_students_or_that_there_is_one(add):
     add("one", 40.0, seeds=[0])
     for draw in (charts.variance_curves, charts.steps_rho_map):
-        assert "seed noise not measured" in draw(runs_of("trial", "table-1")).axes[0].get_xlabel()
+        assert "seed noise not measured" in draw(collect_runs("trial", "table-1")).axes[0].get_xlabel()
     add("three", 40.0, 41.0, 42.0, synthesis={"rho": 0.03})
-    assert "seed noise: ±1.0 " in charts.steps_rho_map(runs_of("trial", "table-1")).axes[0].get_xlabel()
+    assert "seed noise: ±1.0 " in charts.steps_rho_map(collect_runs("trial", "table-1")).axes[0].get_xlabel()
 
 
 def test_gain_not_run_yet_shows_the_paper_alone(add):
     add("dwa", authors=True, ipc=50)
     add("sre2l", authors=True, ipc=50, method="sre2l")
-    axis = charts.gain_bars(runs_of("trial", "table-1")).axes[0]
+    axis = charts.gain_bars(collect_runs("trial", "table-1")).axes[0]
     assert [bar.get_height() for bar in axis.patches] == pytest.approx([5.6])
 
 
@@ -107,7 +109,7 @@ def test_variance_curves_are_decoupled_and_coupled(add):
     for r_var, accuracy in ((1.0, 40.0), (3.0, 44.0), (11.0, 48.0)):
         add(f"r_var{r_var}", accuracy - 1, accuracy, accuracy + 1, synthesis={"r_var": r_var})
     add("coupled", 41.0, seeds=[0], synthesis={"r_bn": 0.11, "r_var": 1.0})
-    axis = charts.variance_curves(runs_of("trial", "table-1")).axes[0]
+    axis = charts.variance_curves(collect_runs("trial", "table-1")).axes[0]
     decoupled, coupled = (container.lines[0] for container in axis.containers)
     assert decoupled.get_xdata() == pytest.approx([0.01, 0.03, 0.11])
     assert decoupled.get_ydata() == pytest.approx([40.0, 44.0, 48.0])
@@ -119,7 +121,7 @@ def test_sweeps_of_another_teacher_have_a_panel_of_their_own(add):
     add("usual", 40.0, 41.0)
     add("other", 60.0, seeds=[0], teacher={"recipe": "gvbsm"})
     for draw in (charts.variance_curves, charts.steps_rho_map):
-        titles = [axis.get_title(loc="left") for axis in draw(runs_of("trial", "table-1")).axes]
+        titles = [axis.get_title(loc="left") for axis in draw(collect_runs("trial", "table-1")).axes]
         assert [title for title in titles if title] == [
             "cifar10, ipc 10, resnet18",
             "cifar10, ipc 10, resnet18, G-VBSM's teacher",
@@ -132,7 +134,7 @@ def test_heat_map_over_steps_and_rho_leaves_cells_not_run_empty(add):
     add("rho", 50.0, seeds=[0], synthesis={"rho": 0.005})
     add("both", seeds=[0], synthesis={"steps": 4, "rho": 0.005})
     add("another", 99.0, seeds=[0], synthesis={"r_var": 1.0})
-    axis = charts.steps_rho_map(runs_of("trial", "table-1")).axes[0]
+    axis = charts.steps_rho_map(collect_runs("trial", "table-1")).axes[0]
     assert [text.get_text() for text in axis.texts] == ["50.0", "52.0", "51.0"]
     assert [label.get_text() for label in axis.get_yticklabels()] == ["12", "4"]
     assert [label.get_text() for label in axis.get_xticklabels()] == ["0.005", "0.015"]
@@ -142,7 +144,7 @@ def test_distance_bars_show_the_same_classes_of_both_sets(add):
     for name, shift, synthesis in (("decoupled", 0.5, {}), ("coupled", 0.1, {"r_bn": 0.11, "r_var": 1.0})):
         by_class = [shift + label / 100 for label in range(20)]
         add(name, 40.0, seeds=[0], synthesis=synthesis, record={"diversity": {"feature_distance_by_class": by_class}})
-    axis = charts.distance_bars(runs_of("trial", "table-1")).axes[0]
+    axis = charts.distance_bars(collect_runs("trial", "table-1")).axes[0]
     classes = [int(label.get_text()) for label in axis.get_xticklabels()]
     assert len(set(classes)) == 10
     decoupled, coupled = ([bar.get_height() for bar in container] for container in axis.containers)
@@ -154,7 +156,7 @@ def test_distance_bars_of_sets_that_differ_otherwise_are_all_drawn_with_labels_o
     for name, teacher in (("longer", {"epochs": 20}), ("shorter", {"epochs": 10})):
         by_class = {"diversity": {"feature_distance_by_class": [0.5] * 10}}
         add(name, 40.0, 41.0, seeds=[0, 1], teacher=teacher, record=by_class)
-    (axis,) = charts.distance_bars(runs_of("trial", "table-1")).axes
+    (axis,) = charts.distance_bars(collect_runs("trial", "table-1")).axes
     labels = [container.get_label() for container in axis.containers]
     assert len(labels) == 2
     assert sorted(label.split(",\n")[-1] for label in labels) == ["teacher of 10 epochs", "teacher of 20 epochs"]
@@ -204,7 +206,7 @@ def test_alike_labels_name_the_first_thing_that_differs(bare_record):
 )
 def test_figure_of_nothing_says_so(draw, add):
     add("dwa", ipc=3)
-    (text,) = draw(runs_of("trial", "table-1")).axes[0].texts
+    (text,) = draw(collect_runs("trial", "table-1")).axes[0].texts
     assert "yet" in text.get_text() or "on this machine" in text.get_text()
 
 
@@ -217,7 +219,7 @@ def test_gallery_shows_sets_of_one_teacher_and_recipe_that_most_methods_have(add
     ):
         made = {"teacher": {"artifact": teacher, "accuracy": {"top1": 90.0}}}
         add(name, 40.0, seeds=[0], record=made, **given)
-    chosen = pictures.choose_sets([pictures.StoredSet(run.record, None, "") for run in runs_of("trial")])
+    chosen = pictures.choose_sets([pictures.StoredSet(run.record, None, "") for run in collect_runs("trial")])
     names = [(method, stored.record["setting"]["name"]) for method, stored in chosen.items()]
     assert names == [("sre2l", "sre2l-authors"), ("dwa", "dwa-authors")]
 
@@ -227,5 +229,5 @@ def test_sets_of_a_teacher_at_chance_are_not_drawn(add, monkeypatch, tmp_path, c
         made = {"distilled": {"artifact": f"set-{name}"}, "teacher": {"artifact": "t", "accuracy": {"top1": top1}}}
         add(name, 40.0, seeds=[0], record=made, synthesis={"rho": top1})
     monkeypatch.setattr(pictures.store, "find", lambda kind, name: tmp_path)
-    assert [stored.record["setting"]["name"] for stored in pictures.find_sets(runs_of("trial"))] == ["learnt"]
+    assert [stored.record["setting"]["name"] for stored in pictures.find_sets(collect_runs("trial"))] == ["learnt"]
     assert capsys.readouterr().out == "set-chance: its teacher is no better than chance, so it is not drawn\n"

@@ -46,7 +46,7 @@ def test_product_shows_foreign_names_as_text(name, add):
     variables = {"profile": "trial", "In": []}
     for code in product.read_cells(name, "code")[1:]:
         exec(code, variables)
-    first, second = product.files_of(name, "trial")
+    first, second = product.locate_files(name, "trial")
     if name.startswith("figure-"):
         assert {node.tag.rpartition("}")[2] for node in ElementTree.parse(first).iter()}.isdisjoint({"img", "script"})
         assert "results/trial/one-0-seed0.json" in first.read_text()
@@ -65,7 +65,7 @@ def test_product_shows_foreign_names_as_text(name, add):
 def test_where_records_come_from_and_links_show_foreign_names_as_text(add):
     for number, text in enumerate(NAMES):
         add(f"one-{number}", 50.0, record={"device": text, "versions": {text: text}}, seeds=[0])
-    runs = product.runs_of("trial")
+    runs = product.collect_runs("trial")
     assert_harmless(page.group_rows(product.to_markdown(page.origins(runs))))
     assert "(one-0-seed0.json)" in page.sources("trial")["table-1"]
 
@@ -93,7 +93,7 @@ def test_card_shows_foreign_names_as_text_and_a_data_set_cannot_have_one(add):
     about = {"finished": "now", "device": "a device", "versions": {}, "revision": "0", "seconds": 1.0}
     for text in NAMES:
         add("one", 50.0, method="external", distilled=f"x/{text}", seeds=[0])
-        (run,) = product.runs_of("trial")
+        (run,) = product.collect_runs("trial")
         images = torch.zeros(len(NAMES), 32, 32, 3, dtype=torch.uint8)
         numbers = torch.arange(len(NAMES))
         distilled = DistilledSet(images, numbers, numbers, NAMES, "cifar10-dwa-ipc1-0", {"settings": made, **about})

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from dwa_paper.report import labels
-from dwa_paper.report.product import runs_of
+from dwa_paper.report import charts, labels
+from dwa_paper.report.product import collect_runs
 
 SEEN = ("table-labels",)
 
@@ -25,7 +25,7 @@ def table(add):
                 relabel={"labels": kind},
             )
     add("sre2l", 20.0, shown_in=SEEN, method="sre2l")
-    return runs_of("trial", "table-labels")
+    return collect_runs("trial", "table-labels")
 
 
 def test_scores_are_those_of_ddranking_from_means(table):
@@ -37,6 +37,14 @@ def test_scores_are_those_of_ddranking_from_means(table):
     assert frame.loc["random real", "IOR"] == 0
     assert frame.loc["SRe2L", "IOR"] == -40
     assert math.isnan(frame.loc["SRe2L", "HLR"])
+
+
+def test_figure_has_a_panel_for_each_kind_of_labels_and_the_value_at_each_bar(table):
+    figure = charts.label_panels(labels.accuracies(table))
+    values = {axis.get_title(loc="left"): [text.get_text() for text in axis.texts] for axis in figure.axes}
+    expected = {"hard": ["40.0", "30.0"], "fixed": ["50.0", "45.0"], "teacher": ["60.0", "20.0", "55.0"]}
+    assert values == {labels.LABELS[kind]: texts for kind, texts in expected.items()}
+    assert [text.get_text() for text in figure.legends[0].texts] == ["random real", "SRe2L", "DWA"]
 
 
 def test_score_is_0_at_the_worst_and_1_at_the_best():

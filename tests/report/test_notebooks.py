@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import papermill
 import psutil
 import pytest
 import yaml
+from jupyter_server.services.contents.largefilemanager import LargeFileManager
 
 from dwa_paper.report import product
 from dwa_paper.settings import files, presets, schema
@@ -26,6 +28,7 @@ RECORD_FIELDS = {
     "curve",
     "seconds",
     "precision",
+    "compiled",
     "device",
     "versions",
     "code",
@@ -71,6 +74,25 @@ def test_notebook_file_is_tidy(path):
         assert cell.outputs == []
         assert cell.execution_count is None
         assert len(cell.source.splitlines()) <= 40
+
+
+def test_lab_saves_an_executed_notebook_as_git_has_it(tmp_path):
+    hook = re.search(r"pre_save_hook=(\S+)", (REPOSITORY / "Makefile").read_text())[1]
+    manager = LargeFileManager(root_dir=str(tmp_path), pre_save_hook=hook)
+    copies = [shutil.copy(path, tmp_path) for path in NOTEBOOKS]
+    subprocess.run("git init -q && git add *.ipynb", shell=True, cwd=tmp_path, check=True)
+    for path in [*map(Path, copies), tmp_path / "own.ipynb"]:
+        content = manager.get(path.name if path.exists() else NOTEBOOKS[0].name)["content"]
+        content["metadata"]["language_info"] |= {"version": "3.11.9", "file_extension": ".py"}
+        content["metadata"]["kernelspec"]["display_name"] = "Python 3 (ipykernel)"
+        code = next(cell for cell in content["cells"] if cell["cell_type"] == "code")
+        output = {"output_type": "stream", "name": "stdout", "text": "2"}
+        code |= {"execution_count": 1, "outputs": [nbformat.from_dict(output)]}
+        code["metadata"] |= {"trusted": True, "execution": {"shell.execute_reply": "2026-01-01T00:00:00Z"}}
+        manager.save({"type": "notebook", "format": "json", "content": content}, path.name)
+    for path in NOTEBOOKS:
+        assert (tmp_path / path.name).read_bytes() == path.read_bytes(), path.name
+    assert "3.11.9" in (tmp_path / "own.ipynb").read_text(), "what git has not is saved as it is"
 
 
 def test_setting_notebook_knows_every_parameter_of_every_setting():
@@ -136,7 +158,7 @@ def test_table_and_figure_notebooks_run_on_the_demo_records(demo, name, monkeypa
     else:
         assert re.search(r"Not run yet:\n  make results/demo/digits\S+-seed\d\.json\n", done.stdout)
     monkeypatch.setenv("DWA_ROOT", str(demo))
-    for path in product.files_of(name, "demo"):
+    for path in product.locate_files(name, "demo"):
         assert path.stat().st_size > 0
         assert str(path.relative_to(demo)) in done.stdout
     assert product.is_current(name, "demo", files.list_runs("demo"))

@@ -1,13 +1,13 @@
 """The report page: counts, durations and origins of records."""
 
 from dwa_paper.report import page
-from dwa_paper.report.product import runs_of
+from dwa_paper.report.product import collect_runs
 
 
 def test_page_counts_shared_teachers_once(add):
     add("dwa", 40.0, 41.0)
     add("sre2l", 30.0, method="sre2l", record={"tree_clean": False})
-    runs = runs_of("trial")
+    runs = collect_runs("trial")
     durations = page.durations(runs).set_index("stage")
     assert durations["runs"].to_dict() == {"teacher": 1, "synthesis": 2, "student": 3}
     assert durations.loc["teacher", "together, h"] == "1.00"
@@ -36,7 +36,7 @@ def test_rows_that_begin_alike_have_one_bold_row_over_them():
 def test_versions_are_given_once(add):
     add("one", 40.0, seeds=[0], record={"versions": {"torch": "2.0", "numpy": "2.1"}})
     add("two", 41.0, seeds=[0], record={"versions": {"torch": "2.0", "numpy": "2.2"}}, method="sre2l")
-    runs = runs_of("trial")
+    runs = collect_runs("trial")
     assert page.versions(runs) == "numpy 2.1 or 2.2, torch 2.0"
 
 

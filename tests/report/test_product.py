@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from dwa_paper.report import charts, page, product, results, tables
-from dwa_paper.report.product import Product, runs_of
+from dwa_paper.report.product import Product, collect_runs
 from dwa_paper.settings import files
 
 VARIABLES = {"profile": "trial", "In": []}  # of a notebook
@@ -20,7 +20,7 @@ def write_table_1() -> None:
     """Writes Table 1 as its notebook does."""
     written = Product("table-1", VARIABLES)
     frame = tables.accuracy_table(written.runs, table=1)
-    written.write_table(frame, tables.accuracy_blocks(written.runs, frame, tables.long(frame)))
+    written.write_table(frame, tables.accuracy_blocks(written.runs, frame, tables.to_long(frame)))
 
 
 def is_current(name: str = "table-1") -> bool:
@@ -41,9 +41,9 @@ def test_runs_without_a_record_or_with_one_of_other_numbers_are_missing(add, tmp
     record = json.loads(path.read_text())
     record["setting"]["synthesis"]["rho"] = 0.5
     path.write_text(json.dumps(record))
-    assert [run.record for run in runs_of("trial", "table-1")] == [None] * 3
+    assert [run.record for run in collect_runs("trial", "table-1")] == [None] * 3
     path.write_text("{")
-    assert [run.record for run in runs_of("trial", "table-1")] == [None] * 3
+    assert [run.record for run in collect_runs("trial", "table-1")] == [None] * 3
 
 
 @pytest.mark.parametrize("lacking", ["accuracy", "curve", "distilled"])
@@ -53,7 +53,7 @@ def test_record_that_lacks_a_part_is_missing(lacking, add, tmp_path):
     record = json.loads(path.read_text())
     del record[lacking]
     path.write_text(json.dumps(record))
-    (run,) = runs_of("trial")
+    (run,) = collect_runs("trial")
     assert run.record is None
 
 
@@ -63,7 +63,7 @@ def test_record_from_before_a_field_came_still_counts(add, tmp_path):
     record = json.loads(path.read_text())
     del record["setting"]["tasks"]
     path.write_text(json.dumps(record))
-    (run,) = runs_of("trial")
+    (run,) = collect_runs("trial")
     assert run.record["setting"] == run.setting
 
 
@@ -151,12 +151,12 @@ def test_changed_notebook_or_code_makes_a_product_old(add, tmp_path, monkeypatch
 
 def test_profile_shows_what_its_settings_name_and_the_hyperparameters(add):
     add("one", shown_in=["figure-gain", "table-10"])
-    assert product.products(files.list_runs("trial")) == ["figure-gain", "table-10", "table-6"]
+    assert product.select_products(files.list_runs("trial")) == ["figure-gain", "table-10", "table-6"]
 
 
 def test_record_that_comes_makes_the_hyperparameters_old(add):
     def draw() -> None:
-        table, others = tables.hyperparameters(runs_of("trial"))
+        table, others = tables.hyperparameters(collect_runs("trial"))
         Product("table-6", VARIABLES).write_table(table, [table, others])
 
     add("one", shown_in=["table-10"])

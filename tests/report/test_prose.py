@@ -42,6 +42,13 @@ def page(tmp_path, monkeypatch):
         (f"{SETTING} minus paper cifar10 ipc10 convnet-128 dwa", "-11.5"),
         (f"paper cifar10 ipc10 convnet-128 dwa above {SETTING}", "11.5"),
         ("records search", "43"),
+        ("runs search", "43"),
+        ("missing search", "0"),
+        ("hours search", "2.6"),
+        ("hours teacher search", "0.4"),
+        (f"seconds teacher {SETTING}", "3,808"),
+        (f"seconds student {SETTING}", "164"),
+        (f"lacking {SETTING}", "1,135"),
         (
             "interval lite dwa random-real authors",
             "DWA minus random real, 6 cells: -8.5 points, 95 % interval -9.0 to -8.0.",

@@ -4,13 +4,13 @@ import pytest
 
 from dwa_core.errors import InputError
 from dwa_paper.report import results
-from dwa_paper.report.product import Run, runs_of
+from dwa_paper.report.product import Run, collect_runs
 
 
 def test_notes_name_missing_images_and_teachers(add):
     data = {"fingerprint": "0" * 64, "training_images": 49_000, "test_images": 9_500, "classes": 10}
     add("dwa", 40.0, teacher={"epochs": 30}, record={"data": data})
-    notes = results.notes(runs_of("trial"))
+    notes = results.notes(collect_runs("trial"))
     assert "cifar10, resnet18: teacher.epochs is 30; the preset has 200." in notes
     assert any("lacks 1,500 images of the official 50,000 and 10,000" in note for note in notes)
 
@@ -20,7 +20,7 @@ def test_teacher_of_another_recipe_is_named_by_it_and_described_in_the_notes(add
     add("gvbsm", 50.0, seeds=[0], teacher={"recipe": "gvbsm", "test_every": 5})
     add("shorter", 45.0, seeds=[0], teacher={"recipe": "gvbsm", "epochs": 3})
     add("few-epochs", 42.0, seeds=[0], teacher={"epochs": 5})
-    runs = runs_of("trial")
+    runs = collect_runs("trial")
     frame = results.accuracies(runs).dropna(subset="accuracy").set_index("accuracy")
     assert frame["variant"].to_dict() == {
         40.0: "",
@@ -52,7 +52,7 @@ def test_students_of_other_data_teachers_or_sets_are_cells_of_their_own(add):
     add("teacher", 70.0, seeds=[7], record=made_from("t-4"))
     add("set", 80.0, seeds=[8], record=made_from("t-1", "set-d"))
     add("planned", seeds=[9])
-    frame = results.accuracies(runs_of("trial"))
+    frame = results.accuracies(collect_runs("trial"))
     assert {variant: rows["accuracy"].dropna().tolist() for variant, rows in frame.groupby("variant")} == {
         "data 0123456789, teacher 1, set a": [40.0, 41.0, 42.0],
         "data 0123456789, teacher 1, set d": [80.0],
@@ -69,7 +69,7 @@ def test_a_student_that_has_two_records_is_refused(add):
     add("one", 40.0, 41.0, seeds=[0, 1], record=made)
     add("other", 42.0, 43.0, seeds=[1, 2], record=made)
     with pytest.raises(InputError) as caught:
-        results.accuracies(runs_of("trial"))
+        results.accuracies(collect_runs("trial"))
     message = str(caught.value)
     assert "results/trial/one-seed1.json and results/trial/other-seed1.json" in message
     assert "\n" not in message

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from dwa_paper.report import page, tables
-from dwa_paper.report.product import runs_of
+from dwa_paper.report.product import collect_runs
 
 
 def row_of(frame: pd.DataFrame, **cell) -> pd.Series:
@@ -23,7 +23,7 @@ def test_difference_is_marked_only_outside_one_point_and_twice_the_larger_deviat
     add("sre2l10", 24.0, 24.2, 24.4, authors=True, method="sre2l")  # 24.2 ± 0.2: 3.0 below, outside 1
     add("sre2l50", 48.5, 48.5, 48.5, authors=True, method="sre2l", ipc=50)  # 1.0 above, not more than 1
     add("dwa50", 54.2, authors=True, ipc=50)  # one seed: 1.1 above, outside 1
-    frame = tables.accuracy_table(runs_of("trial", "table-1"), table=1)
+    frame = tables.accuracy_table(collect_runs("trial", "table-1"), table=1)
     found = {
         (row["method"], row["ipc"]): (round(row["authors mean"], 6), row["difference"], row["outside"])
         for _, row in frame[frame["network"].notna()].iterrows()
@@ -35,7 +35,7 @@ def test_difference_is_marked_only_outside_one_point_and_twice_the_larger_deviat
         ("dwa", 50): (54.2, 1.1, True),
     }
     assert row_of(frame, method="dwa", ipc=10, student="resnet18")["authors std"] == pytest.approx(1.0)
-    shown = tables.long(frame)
+    shown = tables.to_long(frame)
     texts = row_of(shown, method="SRe2L", ipc=10)
     assert texts["paper"] == "27.2 ± 0.4"
     assert texts["ours, authors' code"] == "24.2 ± 0.2"
@@ -46,7 +46,7 @@ def test_difference_is_marked_only_outside_one_point_and_twice_the_larger_deviat
 
 def test_cells_not_run_are_empty_and_quoted_methods_are_said_to_be(add):
     add("dwa10", authors=True)
-    shown = tables.long(tables.accuracy_table(runs_of("trial", "table-1"), table=1))
+    shown = tables.to_long(tables.accuracy_table(collect_runs("trial", "table-1"), table=1))
     ours = row_of(shown, method="DWA", student="resnet18")
     assert (ours["paper"], ours["ours, authors' code"], ours["difference"]) == ("32.6 ± 0.4", "", "")
     assert row_of(shown, method="MTT (quoted)")["paper"] == "65.4 ± 0.7"
@@ -56,7 +56,7 @@ def test_cells_not_run_are_empty_and_quoted_methods_are_said_to_be(add):
 def test_paper_is_compared_with_the_authors_code_and_with_plain_runs_alone(add):
     add("defaults", 33.0, 33.0, 33.0)
     add("changed", 34.0, 34.0, 34.0, authors=True, relabel={"batch_size": 50})
-    frame = tables.accuracy_table(runs_of("trial", "table-1"), table=1)
+    frame = tables.accuracy_table(collect_runs("trial", "table-1"), table=1)
     ours = frame[frame["method"] == "dwa"].set_index(["student", "variant"])
     assert ours.loc[("resnet18", ""), "defaults mean"] == 33.0
     assert ours.loc[("resnet18", ""), "paper mean"] == 32.6
@@ -66,17 +66,17 @@ def test_paper_is_compared_with_the_authors_code_and_with_plain_runs_alone(add):
 
 def test_numbers_of_another_table_do_not_join(add):
     add("dwa10", 31.0, authors=True)
-    shown = tables.long(tables.accuracy_table(runs_of("trial", "table-1")))
+    shown = tables.to_long(tables.accuracy_table(collect_runs("trial", "table-1")))
     assert "paper" not in shown
     assert "difference" not in shown
 
 
 def test_table_without_the_papers_numbers_says_so_and_one_with_them_has_a_legend(add):
     add("dwa10", 31.0, authors=True)
-    runs = runs_of("trial", "table-1")
+    runs = collect_runs("trial", "table-1")
     for table, note in ((None, tables.NOT_REPORTED), (1, tables.LEGEND)):
         frame = tables.accuracy_table(runs, table)
-        *_, notes = tables.accuracy_blocks(runs, frame, tables.long(frame))
+        *_, notes = tables.accuracy_blocks(runs, frame, tables.to_long(frame))
         assert notes.startswith(f"- {note}\n- cifar10: trained on 50,000")
 
 
@@ -84,8 +84,8 @@ def test_arms_become_columns_in_their_order_and_recipes_rows(add):
     for arm, accuracy in (("directed", 43.0), ("none", 41.0), ("random", 42.0)):
         add(arm, accuracy, seeds=[0], synthesis={"adjustment": arm})
     add("authors", 44.0, seeds=[0], authors=True)
-    frame = tables.accuracy_table(runs_of("trial", "table-1"), axes=("synthesis.adjustment",))
-    shown = tables.wide(frame, ["data set", "network", "student"], ["method"])
+    frame = tables.accuracy_table(collect_runs("trial", "table-1"), axes=("synthesis.adjustment",))
+    shown = tables.to_wide(frame, ["data set", "network", "student"], ["method"])
     assert list(shown.columns) == [
         *("data set", "teacher", "student", "recipe"),
         *("no adjustment", "random direction", "directed (DWA)"),
@@ -98,22 +98,23 @@ def test_arms_become_columns_in_their_order_and_recipes_rows(add):
 
 def test_wide_table_shows_the_paper_in_brackets_where_it_has_a_number(add):
     add("dwa10", 31.4, 31.6, 31.8, authors=True)
-    frame = tables.accuracy_table(runs_of("trial", "table-1"), table=1)
-    shown = tables.wide(frame, ["student"], ["ipc", "method"])
+    frame = tables.accuracy_table(collect_runs("trial", "table-1"), table=1)
+    shown = tables.to_wide(frame, ["student"], ["ipc", "method"])
     assert shown.to_numpy().tolist() == [["resnet18", "31.6 ± 0.2 (paper 32.6 ± 0.4, -1.0)"]]
 
 
 def test_rows_of_students_are_sorted_by_number_and_table_says_what_made_the_set(add):
     for student in ("resnet101", "resnet18", "resnet34"):
         add(student, 40.0, student=student)
-    frame = tables.accuracy_table(runs_of("trial", "table-1"))
+    frame = tables.accuracy_table(collect_runs("trial", "table-1"))
     assert list(frame["student"]) == ["resnet18", "resnet34", "resnet101"]
-    assert list(tables.long(frame)["teacher"]) == ["resnet18 95.0"] * 3
+    assert list(tables.to_long(frame)["teacher"]) == ["resnet18 95.0"] * 3
 
 
 def test_accuracy_after_each_task_has_a_column_for_each(add):
     def tasks(*accuracies):
-        part = {"teacher": {"artifact": "t", "accuracy": {"top1": 90.0}}, "distilled": {"artifact": "d"}, "curve": []}
+        teacher = {"artifact": "t", "files": {}, "accuracy": {"top1": 90.0, "top5": 99.0}}
+        part = {"teacher": teacher, "distilled": {"artifact": "d", "files": {}}, "curve": []}
         part |= {"seconds": {"teacher": 1.0, "synthesis": 2.0, "student": 3.0}}
         return {
             "tasks": [
@@ -124,9 +125,9 @@ def test_accuracy_after_each_task_has_a_column_for_each(add):
 
     add("dwa", 50.0, tasks=5, shown_in=["table-10"], record=tasks(90.0, 80.0, 70.0, 60.0, 50.0), seeds=[0])
     add("sre2l", method="sre2l", tasks=5, shown_in=["table-10"], seeds=[0])
-    runs = runs_of("trial", "table-10")
+    runs = collect_runs("trial", "table-10")
     frame = tables.accuracy_table(runs, axes=("task",))
-    shown = tables.wide(frame, ["method"], ["task"])
+    shown = tables.to_wide(frame, ["method"], ["task"])
     assert list(shown.columns) == ["method", *(f"task {number}" for number in range(1, 6))]
     assert shown.to_numpy().tolist() == [
         ["SRe2L", "", "", "", "", ""],
@@ -141,7 +142,7 @@ def test_spread_over_students_and_over_sets(add):
     add("seed0", 30.0, 31.0, 32.0)
     add("seed1", 32.0, 34.0, 36.0, synthesis={"seed": 1})
     add("seed2", 34.0, 34.0, 34.0, synthesis={"seed": 2})
-    frame = tables.accuracy_table(runs_of("trial", "table-1"), axes=("synthesis.seed",))
+    frame = tables.accuracy_table(collect_runs("trial", "table-1"), axes=("synthesis.seed",))
     (row,) = tables.seed_spread(frame).to_dict("records")
     assert row["synthesis seed 1"] == "34.0 ± 2.0"
     assert row["standard deviation over students"] == f"{math.sqrt(5 / 3):.2f}"
@@ -155,7 +156,7 @@ def test_diversity_is_beside_the_accuracy_once_for_each_set(add):
     add("older", 42.0, seeds=[0], method="sre2l")
     measured["diversity"]["coverage"] = 0.5
     add("authors", 43.0, record=measured, seeds=[0], authors=True)
-    sets = tables.diversity(tables.accuracy_table(runs_of("trial", "table-1"), table=1))
+    sets = tables.diversity(tables.accuracy_table(collect_runs("trial", "table-1"), table=1))
     assert sets.drop(columns=["data set", "ipc", "method"]).to_numpy().tolist() == [
         ["resnet18", "defaults", "0.83", "0.22", "40.0 (1 seed)", "resnet18"],
         ["resnet18", "authors' code", "0.83", "0.50", "43.0 (1 seed)", "resnet18"],
@@ -172,7 +173,7 @@ def test_what_moves_the_number_compares_each_change_with_the_unchanged_recipe(ad
     add("dwa-short", 41.0, 41.0, 41.0, teacher={"epochs": 50}, shown_in=shown_in)  # 10 more
     add("real-short", 42.0, 42.2, 42.4, method="random-real", teacher={"epochs": 50}, shown_in=shown_in)  # 2 more
     add("real-best", 41.0, 41.1, 41.2, method="random-real", relabel={"reported": "best"}, shown_in=shown_in)  # 0.9
-    runs = runs_of("trial", "what-moves-the-number")
+    runs = collect_runs("trial", "what-moves-the-number")
     frame = tables.moves(runs)
     assert frame["change"].tolist() == [
         "",
@@ -201,7 +202,7 @@ def test_a_change_of_the_synthesis_alone_is_compared_with_real_images_under_the_
     add("real-small", 50.0, method="random-real", relabel=small, shown_in=shown_in, seeds=[0])
     add("dwa-short", 33.0, synthesis=short, shown_in=shown_in, seeds=[0])
     add("dwa-short-small", 48.0, synthesis=short, relabel=small, shown_in=shown_in, seeds=[0])
-    frame = tables.moves(runs_of("trial", "what-moves-the-number")).set_index("change")
+    frame = tables.moves(collect_runs("trial", "what-moves-the-number")).set_index("change")
     gains = frame["synthesis gain"].dropna().to_dict()
     assert gains == {
         "": -10.0,
@@ -212,7 +213,7 @@ def test_a_change_of_the_synthesis_alone_is_compared_with_real_images_under_the_
 
 def test_what_moves_the_number_without_a_run_of_random_images(add):
     add("dwa", 30.0, 31.0, 32.0, shown_in=("what-moves-the-number",))
-    runs = runs_of("trial")
+    runs = collect_runs("trial")
     table, _ = tables.moves_blocks(runs, tables.moves(runs))
     (row,) = table.to_dict("records")
     assert row["DWA"] == "31.0 ± 1.0"
@@ -226,7 +227,7 @@ def test_hyperparameters_are_those_of_the_recorded_runs(add):
     add("sre2l", 30.0, network="convnet-128", teacher={"epochs": 30}, method="sre2l")
     add("real", 45.0, network="convnet-128", teacher={"epochs": 30}, method="random-real", relabel={"batch_size": 50})
     add("imagenet", 20.0, preset="imagenet-1k", authors=True)
-    table, others = tables.hyperparameters(runs_of("trial"))
+    table, others = tables.hyperparameters(collect_runs("trial"))
     assert list(table.columns) == ["value", "cifar10", "imagenet-1k"]
     table = table.set_index("value")
     assert table.loc["runs"].tolist() == ["DWA", "DWA, authors' code"]
@@ -244,6 +245,6 @@ def test_hyperparameters_are_those_of_the_recorded_runs(add):
 
 def test_hyperparameters_without_a_record_are_what_the_settings_ask_for(add):
     add("planned", teacher={"epochs": 30})
-    table, others = tables.hyperparameters(runs_of("trial"))
+    table, others = tables.hyperparameters(collect_runs("trial"))
     assert table.set_index("value").loc["teacher.epochs"].tolist() == ["30"]
     assert others.empty

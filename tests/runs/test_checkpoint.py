@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from dwa_paper.runs.checkpoint import Checkpoint
-from dwa_paper.settings.environment import checkpoint_seconds
+from dwa_paper.settings.environment import read_checkpoint_seconds
 
 
 def files(folder: Path) -> list[Path]:
@@ -38,7 +38,7 @@ def test_checkpoint_is_due_by_the_clock(monkeypatch, cpu):
     checkpoint = Checkpoint("stage")
     checkpoint.load(cpu)
     assert not checkpoint.due()
-    now[0] += checkpoint_seconds() + 1
+    now[0] += read_checkpoint_seconds() + 1
     assert checkpoint.due()
     checkpoint.save({}, {})
     assert not checkpoint.due()

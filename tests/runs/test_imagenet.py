@@ -8,8 +8,9 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
+from safetensors.torch import save_file
 
-from dwa_core import batches, initialise, synthesis
+from dwa_core import batches, initialise, models, synthesis
 from dwa_paper.runs import real, sets, students, teachers
 from dwa_paper.runs.real import ImageData
 from dwa_paper.runs.sets import DistilledSet
@@ -131,8 +132,30 @@ def test_each_batch_of_classes_starts_from_the_teachers_own_weights(
         assert torch.equal(after, before) is not authors, "kept between batches only as the authors' code does"
 
 
+@pytest.mark.parametrize("source", ["published", "own"])
+def test_weights_of_other_classes_are_fine_tuned_with_a_new_last_layer(
+    source, image_folder, published_weights, compute, monkeypatch, tmp_path
+):
+    torch.manual_seed(1234)
+    start = torchvision.models.resnet18(num_classes=7).state_dict()
+    monkeypatch.setattr(Weights, "meta", {"categories": list("abcdefg")})
+    monkeypatch.setattr(Weights, "get_state_dict", lambda *_, **__: start)
+    save_file(start, own := tmp_path / "own.safetensors")
+    stage = {"weights": str(own) if source == "own" else "IMAGENET1K_V1", "fine_tune": True, "batch_size": 8}
+    # A rate at which an epoch changes nothing that fp16 shows.
+    setting = small(teacher=stage | {"epochs": 1, "learning_rate": 1e-12, "weight_decay": 0.0})
+    photographs = real.load(setting.dataset, setting.images, compute.device, setting.ipc)
+    trained = teachers.load_or_train(setting, photographs, compute)
+    assert [entry["epoch"] for entry in trained.record["curve"]] == [1]
+    state = trained.network.state_dict()
+    assert torch.equal(state["conv1.weight"], start["conv1.weight"].half().float())
+    drawn = models.build("resnet18", 4, "torchvision", 224, setting.teacher.seed).fc.weight
+    assert torch.equal(state["fc.weight"], drawn.half().float())
+    assert not torch.equal(state["bn1.running_mean"], start["bn1.running_mean"]), "it was trained on these images"
+
+
 def test_images_with_other_classes_than_the_published_weights_are_refused(image_folder, compute, refused):
-    with refused("teacher.weights", "1000 classes", "has 4", "null trains one"):
+    with refused("teacher.weights", "1000 classes", "has 4", "null trains one", "teacher.fine_tune: true"):
         run(small(), compute)
 
 

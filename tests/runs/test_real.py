@@ -360,8 +360,8 @@ def test_images_go_where_half_of_the_free_memory_holds_them(kind, size, place, m
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda _: (16 * GB, 80 * GB))
     memory = real.psutil.virtual_memory()._replace(available=32 * GB)
     monkeypatch.setattr(real.psutil, "virtual_memory", lambda: memory)
-    assert real.place_for(size, 64, torch.device(kind)) == place
-    assert real.place_for(size, 65, torch.device(kind)) == "files"
+    assert real.choose_place(size, 64, torch.device(kind)) == place
+    assert real.choose_place(size, 65, torch.device(kind)) == "files"
 
 
 def test_set_larger_than_memory_streams_whatever_its_side_and_says_so(local, cpu, monkeypatch):

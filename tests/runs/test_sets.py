@@ -45,7 +45,7 @@ def test_stored_set_is_used_again_whatever_student_learns_from_it(
 ):
     first = sets.load_or_synthesize(tiny_setting(), digits, tiny_teacher, compute)
     folder = own_root / "artifacts" / "distilled" / first.artifact
-    assert first.record["files"] == store.file_checksums(folder)
+    assert first.record["files"] == store.compute_checksums(folder)
     monkeypatch.setattr(sets, "synthesize", lambda *_: pytest.fail("made a second time"))
     later = tiny_setting(seed=3, student="resnet18", relabel={"epochs": 9}, name="other")
     again = sets.load_or_synthesize(later, digits, tiny_teacher, compute)

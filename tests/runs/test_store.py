@@ -19,7 +19,7 @@ def named(label: str) -> str:
 
 
 def make_artifact(kind: str, label: str, content: str = "content") -> Path:
-    with store.new_artifact(kind, named(label)) as folder:
+    with store.create_artifact(kind, named(label)) as folder:
         (folder / "file.txt").write_text(content)
         store.seal(folder, {"label": label})
     return store.find(kind, named(label))
@@ -79,7 +79,7 @@ def test_fingerprint_sees_names_shapes_types_and_bytes():
 
 
 def test_new_artifact_appears_whole_under_its_name(own_root):
-    with store.new_artifact("teachers", named("one")) as folder:
+    with store.create_artifact("teachers", named("one")) as folder:
         (folder / "file.txt").write_text("content")
         store.seal(folder, {"label": "one"})
         assert store.find("teachers", named("one")) is None
@@ -93,7 +93,7 @@ def test_new_artifact_appears_whole_under_its_name(own_root):
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_new_artifact_leaves_nothing_behind_when_its_block_raises(error, own_root):
     def broken():
-        with store.new_artifact("teachers", "one") as folder:
+        with store.create_artifact("teachers", "one") as folder:
             store.seal(folder, {})
             raise error("stopped")
 
@@ -150,7 +150,7 @@ def test_artifacts_are_found_before_published_copies(own_root):
 
 def test_file_checksums_change_with_the_content_and_leave_the_record_out(own_root):
     folder = make_artifact("teachers", "one", "content")
-    sums = store.file_checksums(folder)
+    sums = store.compute_checksums(folder)
     # printf content | sha256sum
     assert sums == {"file.txt": "ed7002b439e9ac845f22357d822bac1444730fbdb6016d3ec9432297b9ec9f73"}
 

@@ -6,7 +6,7 @@ import torch
 from dwa_core import batches, relabel
 from dwa_core.batches import Resident
 from dwa_core.errors import StoppedError
-from dwa_paper.runs import real, sets, stop, store, students, tasks, teachers
+from dwa_paper.runs import real, records, sets, stop, store, students, tasks, teachers
 from dwa_paper.runs.checkpoint import Checkpoint
 from dwa_paper.settings.environment import root
 from dwa_paper.tools import verify
@@ -39,7 +39,7 @@ def evaluated(setting, whole, compute) -> dict:
 
 def test_every_class_is_in_one_task_under_a_label_of_its_own(setting_of, digits):
     parts = tasks.split_into_tasks(setting_of(), digits)
-    order = tasks.class_order(10, 0)
+    order = tasks.draw_class_order(10, 0)
     assert [name for part in parts for name in part.classes] == [str(label) for label in order]
     assert sorted(order) == list(range(10)) != order
     assert len({part.fingerprint for part in parts} | {digits.fingerprint}) == 6
@@ -74,7 +74,7 @@ def test_streamed_images_are_cut_by_class_too(setting_of, cpu, monkeypatch):
     monkeypatch.setattr(batches.os, "cpu_count", lambda: 1)
     setting = setting_of(images={"side": 72}, stem="torchvision")
     whole = real.load("digits", setting.images, cpu)
-    part = tasks.of_classes(whole, [7, 2])
+    part = tasks.select_classes(whole, [7, 2])
     assert part.classes == ["7", "2"]
     labels = torch.cat([labels for _, labels in part.test.test_batches([0.0] * 3, [1.0] * 3)])
     expected = [{7: 0, 2: 1}[label] for label in whole.test.labels.tolist() if label in (7, 2)]
@@ -101,7 +101,7 @@ def test_soft_label_is_weighted_by_share_and_gives_other_tasks_the_least_of_its_
     first, second = Constant(2.0, 0.0), Constant(1.0, 4.0)
     shares = torch.tensor([[1.0, 0.0], [0.25, 0.75]])
     images, temperature = torch.zeros(2, 3, 8, 8), 2.0
-    labels = (tasks.soft_labels(images, shares, [first, second], temperature) / temperature).softmax(1)
+    labels = (tasks.mix_labels(images, shares, [first, second], temperature) / temperature).softmax(1)
     of_first = torch.tensor([1.0, 0.0, 0.0, 0.0]).softmax(0)
     of_second = torch.tensor([0.5, 0.5, 0.5, 2.0]).softmax(0)
     torch.testing.assert_close(labels[0], of_first)
@@ -110,13 +110,13 @@ def test_soft_label_is_weighted_by_share_and_gives_other_tasks_the_least_of_its_
 
 def test_soft_label_of_a_single_task_is_the_usual_one(tiny_teacher, digits):
     images = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    logits = tasks.soft_labels(images, torch.ones(4, 1), [tiny_teacher.network], 20.0)
+    logits = tasks.mix_labels(images, torch.ones(4, 1), [tiny_teacher.network], 20.0)
     torch.testing.assert_close((logits / 20).softmax(1), (tiny_teacher.network(images) / 20).softmax(1))
 
 
 def test_teacher_without_a_share_of_an_image_does_not_label_it():
     absent = Constant(0.0, 1.0)
-    logits = tasks.soft_labels(torch.zeros(1, 3, 8, 8), torch.tensor([[0.0, 1.0]]), [absent, Constant(1.0, 9.0)], 1.0)
+    logits = tasks.mix_labels(torch.zeros(1, 3, 8, 8), torch.tensor([[0.0, 1.0]]), [absent, Constant(1.0, 9.0)], 1.0)
     torch.testing.assert_close(logits.softmax(1), torch.tensor([[1.0, 1.0, 1.0, 9.0]]).softmax(1))
 
 
@@ -127,7 +127,7 @@ def test_shares_are_those_of_the_pixels(mixing, setting_of, digits, compute, mon
     parts, trained, distilled = made_for_tasks(setting, digits, compute)
     for made, value in zip(distilled, (0, 255), strict=True):
         made.images_uint8.fill_(value)
-    original, seen = tasks.soft_labels, []
+    original, seen = tasks.mix_labels, []
 
     def watched(images, shares, *rest):
         unit = images.mean((1, 2, 3)) * setting.images.std[0] + setting.images.mean[0]
@@ -136,7 +136,7 @@ def test_shares_are_those_of_the_pixels(mixing, setting_of, digits, compute, mon
         seen.append(shares)
         return original(images, shares, *rest)
 
-    monkeypatch.setattr(tasks, "soft_labels", watched)
+    monkeypatch.setattr(tasks, "mix_labels", watched)
     students.train_after_task(setting, digits, parts[-1], trained, distilled, compute)
     shares = torch.cat(seen)
     assert len(seen) == 2
@@ -169,10 +169,11 @@ def test_last_student_beats_chance_on_all_classes_and_the_record_names_its_artif
         assert seconds == pytest.approx(sum(entry["seconds"][stage] for entry in entries), abs=0.11)
     assert record["data"]["fingerprint"] == digits.fingerprint
     assert record["setting"]["tasks"] == 5
-    assert verify.record_problems(setting.record_path()) == []
+    path = setting.record_path()
+    assert [*verify.check_record(path, records.read_record(path))] == []
     entries[2]["teacher"]["artifact"] = "another"
     store.write_json(setting.record_path(), record)
-    (problem,) = verify.record_problems(setting.record_path())
+    (problem,) = [*verify.check_record(path, records.read_record(path))]
     assert problem.endswith("it names another")
     assert not list((own_root / "artifacts" / "checkpoints").glob("*"))
 
@@ -188,7 +189,7 @@ def test_student_is_tested_over_the_classes_seen_and_sees_their_images_alone(set
 
     monkeypatch.setattr(relabel, "train_student", watched)
     evaluated(setting_of(), digits, compute)
-    order = [str(label) for label in tasks.class_order(10, 0)]
+    order = [str(label) for label in tasks.draw_class_order(10, 0)]
     counts = torch.bincount(digits.test.labels)
     for number, (classes, images) in enumerate(tested, 1):
         assert classes == 2 * number

@@ -103,7 +103,7 @@ def test_run_of_a_setting_that_another_process_runs_waits_and_finds_its_record(
     monkeypatch.setattr(runner, "execute", lambda *_: pytest.fail("run twice"))
     setting = files.list_runs("demo", "table-10")[0]
     target = f"results/demo/{setting.record_path().name}"
-    with runner.executing("demo", f"{setting.name}-seed{setting.seed}"):
+    with runner.reserve("demo", f"{setting.name}-seed{setting.seed}"):
         beside = threading.Thread(target=main, args=(["run", target],))
         beside.start()
         printed, deadline = "", time.monotonic() + 60

@@ -413,12 +413,12 @@ def test_ddranking_loads_the_teacher(network, stem, side, options, tiny_setting,
     ddranking = pytest.importorskip("ddranking.utils", reason="DD-Ranking is not installed")
     setting = tiny_setting(network=network, stem=stem, images={"side": side})
     ours = models.build(network, 10, stem, side, seed=0)
-    name, state = export.convert_for_ddranking(setting, teachers.as_stored(ours))
+    name, state = export.convert_for_ddranking(setting, teachers.convert_to_stored(ours))
     torch.save(state, tmp_path / "ckpt_best.pt")
     theirs = ddranking.build_model(
         name, 10, (side, side), pretrained=True, model_path=tmp_path / "ckpt_best.pt", device="cpu", **options
     )
-    ours.load_state_dict({key: value.float() for key, value in teachers.as_stored(ours).items()})
+    ours.load_state_dict({key: value.float() for key, value in teachers.convert_to_stored(ours).items()})
     images = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         torch.testing.assert_close(theirs.eval()(images), ours.eval()(images))

@@ -83,7 +83,7 @@ def test_runs_that_share_a_teacher_or_a_set_wait_for_one_task():
     wanted = [{**base, "name": str(n), **more} for n, more in enumerate(cases)]
     records = fleet.submit(as_task, [("target", one) for one in wanted], 1)
     assert len(records) == len(cases)
-    assert Counter(name for name, _ in submitted) == {"teacher_task": 3, "set_task": 6, "record_task": 10}
+    assert Counter(name for name, _ in submitted) == {"train_teacher": 3, "make_set": 6, "run_notebook": 10}
     waited_for = [submitted[record][1][2:] for record in records]  # each record's set and teacher
     assert len(set(waited_for[:4])) == 1
     assert waited_for[-2][0] == waited_for[-1][0], "the same real images"
@@ -119,11 +119,11 @@ def comparable(path: Path) -> dict:
 
 def test_missing_records_of_a_profile_and_of_files_are_found(folder, own_root, bare_record):
     targets = [str(folder / "dwa.yaml"), "results/demo/digits-dwa-ipc10.json"]
-    found = [(target, parameters["seed"]) for target, parameters in fleet.find_missing(targets)]
+    found = [(target, parameters["seed"]) for target, parameters in fleet.list_missing(targets)]
     assert found == [(targets[0], 0), (targets[0], 1), *((targets[1], seed) for seed in (0, 1, 2))]
     first, *others = files.list_runs("demo")
     store.write_json(first.record_path(), bare_record(first))
-    assert len(fleet.find_missing(["demo"])) == len(others)
+    assert len(fleet.list_missing(["demo"])) == len(others)
 
 
 @pytest.fixture
@@ -157,7 +157,7 @@ def test_fleet_makes_the_records_of_a_serial_run_though_a_worker_is_killed(folde
         command = [*COMMAND, "run", str(folder / f"{path}.yaml"), "--seed", str(seed)]
         subprocess.run(command, check=True, cwd=REPOSITORY, env=environment(tmp_path / "serial"), capture_output=True)
     killed = []
-    killer = threading.Thread(target=kill_one, args=("ray::part_task", killed, time.monotonic() + 300), daemon=True)
+    killer = threading.Thread(target=kill_one, args=("ray::make_part", killed, time.monotonic() + 300), daemon=True)
     killer.start()
     fleet = [*COMMAND, "fleet", *map(str, folder.iterdir()), "--tasks-per-set", "2"]
     variables = environment(tmp_path / "fleet") | {"RAY_ADDRESS": cluster.address}
@@ -180,7 +180,9 @@ def test_setting_that_fails_leaves_the_others_alone_and_is_named(folder, cluster
     variables = environment(tmp_path / "fleet") | {"RAY_ADDRESS": cluster.address}
     done = subprocess.run(fleet, capture_output=True, text=True, cwd=REPOSITORY, env=variables, check=False)
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == "error: 1 of 2 records could not be made; see the lines above"
+    assert (
+        done.stderr.splitlines()[-1] == "error: 1 of 2 records could not be made; see the lines above, and run it again"
+    )
     assert "FAILED fleet/bad-seed0" in done.stdout
     assert "ipc: 1000 is not allowed" in done.stdout
     assert "done   fleet/real-seed0" in done.stdout

@@ -286,5 +286,5 @@ def test_changed_preset_makes_the_runs_that_it_changes_again(folder, monkeypatch
     presets = folder / "dwa_paper" / "settings" / "presets.py"
     presets.write_text(presets.read_text() + '\nPRESETS["digits"]["relabel"]["epochs"] += 1\n')
     assert planned(folder, "table-10", "PROFILE=mine") == ["mine/a", "table-10"]
-    files_of_table = product.files_of("table-10", "mine")
+    files_of_table = product.locate_files("table-10", "mine")
     assert not any(path.exists() for path in files_of_table)

@@ -65,7 +65,7 @@ def test_class_too_small_for_both_parts_is_refused(pictures, cpu, tiny_setting, 
 
 
 def test_recipe_follows_the_size_and_colours_are_measured(pictures):
-    found = own_data.settings_for("own", "convnet-8", 3)
+    found = own_data.build_settings("own", "convnet-8", 3)
     assert (found["preset"], found["images"]["side"]) == ("cifar10", 32)
     train = [Image.open(image["path"]) for image in sources.open_folder("own", pictures)[0]["train"]["image"]]
     pixels = np.stack([np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR)) for image in train])
@@ -79,50 +79,54 @@ def test_recipe_follows_the_size_and_colours_are_measured(pictures):
 def test_larger_images_take_a_larger_recipe_with_a_teacher_to_be_trained(side, preset, expected, pictures):
     for path in pictures.rglob("*.png"):
         Image.open(path).resize((side + 9, side)).save(path)
-    found = own_data.settings_for("own", "resnet18", 1)
+    found = own_data.build_settings("own", "resnet18", 1)
     assert (found["preset"], found["images"]["side"]) == (preset, expected)
     assert schema.resolve(found).teacher.weights is None
+    said = {"teacher": {"weights": "IMAGENET1K_V1", "fine_tune": True}, "stem": "torchvision"}
+    tuned = own_data.build_settings("own", "resnet18", 1, said)["images"]
+    assert (tuned["mean"], tuned["std"]) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
 
 def test_what_is_said_wins_and_the_same_call_finds_its_settings(pictures, own_root):
     said = own_data.parse_differences(["teacher.epochs=3", "images.side=16", "synthesis.rho=0.1", "authors=true"])
-    found = own_data.settings_for("own", "convnet-8", 1, said)
+    found = own_data.build_settings("own", "convnet-8", 1, said)
     path = own_data.write_settings(found)
     assert path == own_root / "settings" / "mine" / "own-convnet-8-dwa-ipc1.yaml"
     assert files.read(path) == found
     setting = schema.resolve(files.read(path))
     assert (setting.teacher.epochs, setting.images.side, setting.synthesis.rho, setting.authors) == (3, 16, 0.1, True)
     written = path.stat().st_mtime_ns
-    assert own_data.write_settings(own_data.settings_for("own", "convnet-8", 1, said)) == path
+    assert own_data.write_settings(own_data.build_settings("own", "convnet-8", 1, said)) == path
     assert path.stat().st_mtime_ns == written
 
 
 def test_settings_of_another_call_are_refused_and_a_name_of_its_own_helps(pictures, own_root, refused):
-    path = own_data.write_settings(own_data.settings_for("own", "convnet-8", 1, {"teacher": {"epochs": 3}}))
+    path = own_data.write_settings(own_data.build_settings("own", "convnet-8", 1, {"teacher": {"epochs": 3}}))
     text = path.read_text()
     with refused(str(path), "teacher.epochs is 3 there and 4 here", "name="):
-        own_data.write_settings(own_data.settings_for("own", "convnet-8", 1, {"teacher": {"epochs": 4}}))
+        own_data.write_settings(own_data.build_settings("own", "convnet-8", 1, {"teacher": {"epochs": 4}}))
     assert path.read_text() == text
     said = own_data.parse_differences(["teacher.epochs=4", "name=longer"])
-    longer = own_data.write_settings(own_data.settings_for("own", "convnet-8", 1, said))
+    longer = own_data.write_settings(own_data.build_settings("own", "convnet-8", 1, said))
     assert (longer.name, files.read(longer)["teacher"]["epochs"]) == ("longer.yaml", 4)
     for picture in pictures.rglob("*.png"):
         Image.fromarray(255 - np.asarray(Image.open(picture))).save(picture)
     with refused(str(path), "images.mean is [0.", "delete it"):
-        own_data.write_settings(own_data.settings_for("own", "convnet-8", 1, {"teacher": {"epochs": 3}}))
+        own_data.write_settings(own_data.build_settings("own", "convnet-8", 1, {"teacher": {"epochs": 3}}))
 
 
 @pytest.mark.parametrize("differences", [{"device": "cpu"}, {"device": "cpu", "validation": 0.25}])
 def test_record_of_other_images_of_the_same_colours_is_refused(differences, pictures, cpu, refused, bare_record):
-    parameters = own_data.settings_for("own", "convnet-8", 1, differences)
+    parameters = own_data.build_settings("own", "convnet-8", 1, differences)
     setting = schema.resolve(parameters)
     found = real.load("own", setting.images, cpu, validation=setting.validation)
-    record = bare_record(setting, data={"fingerprint": found.fingerprint, "classes": 2})
+    record = bare_record(setting)
+    record["data"] |= {"fingerprint": found.fingerprint, "classes": 2}
     setting.record_path().parent.mkdir(parents=True)
     store.write_json(setting.record_path(), record)
     assert own_data.write_settings(parameters).is_file()
     (pictures / "dark").rename(pictures / "gloomy")  # after bright, as before: another class of the same images
-    again = own_data.settings_for("own", "convnet-8", 1, differences)
+    again = own_data.build_settings("own", "convnet-8", 1, differences)
     assert again == parameters
     with refused(str(setting.record_path()), "fingerprint", f"{found.fingerprint[:10]} there"):
         own_data.write_settings(again)
@@ -147,7 +151,8 @@ def test_one_command_distils_a_folder(pictures, tmp_path):
     done = distill(str(pictures), "--network", "convnet-8", "--ipc", "2", "--with", *short, root=tmp_path / "out")
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"DWA_DATA='{pictures.parent}' make results/mine/own-convnet-8-dwa-ipc2.json" in done.stdout
-    assert "relabel.batch_size 128 is more than the 4 images" in done.stdout
+    for stage, images in {"teacher": 24, "relabel": 4}.items():
+        assert done.stdout.count(f"{stage}.batch_size 128 is more than the {images} images: each epoch is") == 1
     record = store.read_json(tmp_path / "out" / "results" / "mine" / "own-convnet-8-dwa-ipc2-seed1.json")
     assert (record["setting"]["ipc"], record["data"]["training_images"]) == (2, 24)
     stored = tmp_path / "out" / "artifacts" / "distilled" / record["distilled"]["artifact"]

@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dwa_core import devices, models
 from dwa_paper.runs import real, sets, store
-from dwa_paper.runs.records import as_setting
+from dwa_paper.runs.records import parse_setting
 from dwa_paper.settings import files
 from dwa_paper.settings.presets import merge
 from dwa_paper.settings.schema import Setting, resolve
@@ -34,8 +34,9 @@ def setting(**given) -> Setting:
 
 def record(of: Setting, **seconds: float) -> dict:
     accuracy = dict.fromkeys(("last", "best", "reported"), 50.0)
-    learned = {"accuracy": accuracy, "curve": [], "teacher": {"artifact": "t"}, "distilled": {"artifact": "d"}}
-    made = {"data": SIZE, "precision": "fp32", "device": DEVICE, "versions": {}, "seconds": seconds}
+    learned = {"accuracy": accuracy, "curve": [], "distilled": {"artifact": "d", "files": {}}}
+    learned |= {"teacher": {"artifact": "t", "files": {}, "accuracy": {"top1": 50.0, "top5": 50.0}}}
+    made = {"data": SIZE, "precision": "fp32", "device": DEVICE, "versions": {"torch": "2.0"}, "seconds": seconds}
     return {"setting": of.recorded(), **learned, **made}
 
 
@@ -46,7 +47,7 @@ def estimated(wanted: Setting, *records: dict, device: str = DEVICE) -> dict:
 
 def with_settings(*records: dict) -> list[tuple[Setting, dict]]:
     """As plan.read_records returns them."""
-    return [(as_setting(record["setting"]), record) for record in records]
+    return [(parse_setting(record["setting"]), record) for record in records]
 
 
 MEASURED = {"teacher": 302.0, "synthesis": 15.0, "student": 22.0}
@@ -144,7 +145,7 @@ def test_plan_of_a_device_that_is_not_known_is_refused(refused):
 def test_plan_downloads_no_distilled_set(own_root, monkeypatch):
     monkeypatch.setattr(sets, "external_folder", lambda _: pytest.fail("a plan needs no download"))
     published = setting(method="external", distilled="somebody/some-set")
-    assert plan.share_to_make(published, SIZE, {}) == {"teacher": 1.0, "synthesis": 1.0}
+    assert plan.find_shares(published, SIZE, {}) == {"teacher": 1.0, "synthesis": 1.0}
 
 
 def test_several_records_count_by_their_median():
@@ -170,8 +171,8 @@ def test_another_device_is_unknown_and_its_number_of_threads_does_not_matter():
     known = record(setting(), **MEASURED)
     assert set(estimated(setting(), known, device="Another CPU, 4 threads").values()) == {None}
     assert estimated(setting(), known, device="Some CPU, 8 threads") == pytest.approx(MEASURED)
-    assert plan.workload_key(setting(), "teacher", "NVIDIA H100 80GB HBM3")[-1] == "h100"
-    assert plan.workload_key(setting(), "teacher", "NVIDIA H100 PCIe")[-1] == "NVIDIA H100 PCIe"
+    assert plan.identify_workload(setting(), "teacher", "NVIDIA H100 80GB HBM3")[-1] == "h100"
+    assert plan.identify_workload(setting(), "teacher", "NVIDIA H100 PCIe")[-1] == "NVIDIA H100 PCIe"
 
 
 def test_real_images_take_no_synthesis_and_tell_nothing_of_it():
@@ -201,7 +202,7 @@ def test_records_of_a_validation_part_say_nothing_of_the_whole():
     rate = plan.measure_rates(with_settings(held_out), [setting()], DEVICE)
     forward = flops.count_network("convnet-16", "small", 16, 10).flop
     expected = 302.0 / (3 * 10 * 500 + 2 * 500) / forward
-    assert rate[plan.workload_key(setting(), "teacher", DEVICE)] == pytest.approx(expected)
+    assert rate[plan.identify_workload(setting(), "teacher", DEVICE)] == pytest.approx(expected)
 
 
 def test_costs_of_a_data_set_that_was_never_read_are_not_known(monkeypatch):
@@ -356,14 +357,14 @@ def test_plan_of_what_is_stored_costs_nothing_and_is_not_shared(own_profile, mon
 
 def test_share_to_make_counts_the_teachers_and_sets_of_all_tasks(own_root, monkeypatch):
     whole, several, asked = {"fingerprint": "copy", "classes": 10}, setting(tasks=5), {}
-    assert plan.share_to_make(several, whole, asked) == {"teacher": 1.0, "synthesis": 1.0}
+    assert plan.find_shares(several, whole, asked) == {"teacher": 1.0, "synthesis": 1.0}
     assert len(asked) == 10
-    assert plan.share_to_make(several, whole, asked) == {"teacher": None, "synthesis": None}
+    assert plan.find_shares(several, whole, asked) == {"teacher": None, "synthesis": None}
     stored = list(asked)[:2]
     monkeypatch.setattr(store, "find", lambda _, name: own_root if name in stored else None)
-    assert plan.share_to_make(several, whole, {}) == {"teacher": 0.6, "synthesis": 1.0}
+    assert plan.find_shares(several, whole, {}) == {"teacher": 0.6, "synthesis": 1.0}
     # More tasks than classes are refused when they are run, and not known to be too many before.
-    assert plan.share_to_make(setting(tasks=20), whole, {}) == {"teacher": 1.0, "synthesis": 1.0}
+    assert plan.find_shares(setting(tasks=20), whole, {}) == {"teacher": 1.0, "synthesis": 1.0}
 
 
 @pytest.mark.parametrize(("size", "text"), [(840, "0.8 kB"), (2_500_000, "2.5 MB"), (3_000_000_000, "3.0 GB")])

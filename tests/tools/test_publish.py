@@ -9,9 +9,11 @@ import pytest
 from dwa_core.errors import StorageError
 from dwa_paper.runs import store
 from dwa_paper.settings.environment import root
+from dwa_paper.settings.schema import resolve
 from dwa_paper.tools import publish
 
 ACCURACY = {"last": 0.0, "best": 0.0, "reported": 0.0}
+SECONDS = {"teacher": 1.0, "synthesis": 1.0, "student": 1.0}
 
 
 def named(label: str) -> str:
@@ -28,13 +30,18 @@ def make_artifact(kind: str, label: str, content: str = "content", base: str = "
 
 
 def a_record(method: str, **students) -> dict:
-    made = {"data": {"fingerprint": "f", "classes": 10}, "precision": "fp32", "device": "cpu", "versions": {}}
-    return {"setting": {"method": method}, "accuracy": ACCURACY, **made, **students}
+    setting = resolve({"profile": "lite", "name": method, "preset": "digits", "method": method})
+    data = {"fingerprint": "f", "training_images": 100, "test_images": 100, "classes": 10}
+    made = {"data": data, "precision": "fp32", "device": "cpu", "versions": {"torch": "2.0"}}
+    return {"setting": setting.recorded(), "accuracy": ACCURACY, "seconds": SECONDS, **made, **students}
 
 
 def a_student(teacher: str, distilled: str) -> dict:
-    artifacts = {"teacher": {"artifact": named(teacher)}, "distilled": {"artifact": named(distilled)}}
-    return {"accuracy": ACCURACY, "curve": [], **artifacts}
+    artifacts = {
+        "teacher": {"artifact": named(teacher), "files": {}, "accuracy": {"top1": 0.0, "top5": 0.0}},
+        "distilled": {"artifact": named(distilled), "files": {}},
+    }
+    return {"accuracy": ACCURACY, "curve": [], "seconds": SECONDS, **artifacts}
 
 
 def write_record(own_root: Path, seed: int, method: str, teacher: str, distilled: str) -> None:
@@ -60,7 +67,7 @@ def test_publish_copies_what_records_name_but_no_real_images(own_root, capsys):
     publish.publish("lite")
     copied = sorted(str(path.relative_to(published)) for path in published.glob("*/*"))
     assert copied == [f"distilled/{named('dwa')}", f"teachers/{named('used')}"]
-    assert all(store.damage(published / name) is None for name in copied)
+    assert all(store.find_damage(published / name) is None for name in copied)
     assert {path.read_text() for path in published.rglob("file.txt")} == {"content"}
     publish.publish("lite")
     assert f"{named('used')}: there already" in capsys.readouterr().out
@@ -132,7 +139,7 @@ def test_publish_replaces_a_damaged_copy_and_names_one_that_it_cannot_replace(ow
         (copy / "file.txt").write_text("changed")
     write_record(own_root, 0, "random-real", "used", "gone")
     publish.publish("lite")
-    assert store.damage(copy.with_name(named("used"))) is None
+    assert store.find_damage(copy.with_name(named("used"))) is None
     write_record(own_root, 1, "random-real", "alone", "gone")
     with pytest.raises(ExceptionGroup) as caught:
         publish.publish("lite")

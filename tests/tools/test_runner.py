@@ -29,7 +29,7 @@ def test_startup_files_in_a_home_folder_change_nothing(tmp_path, monkeypatch):
     printed = []
     runner.execute(tmp_path / "cell.ipynb", executed, {}, printed.append)
     assert "clean\n" in printed
-    assert runner.log_of(executed).read_text().splitlines()[-1].startswith("=== done in ")
+    assert executed.with_suffix(".log").read_text().splitlines()[-1].startswith("=== done in ")
 
 
 def test_step_is_counted_by_what_was_written_since_the_first(own_root, capsys):
@@ -49,7 +49,7 @@ def test_step_is_counted_by_what_was_written_since_the_first(own_root, capsys):
 
 
 def test_of_what_a_kernel_prints_make_shows_results_and_warnings(tiny_setting, own_root, capsys):
-    show = runner.results_shown(tiny_setting(), time.time(), 3)
+    show = runner.track_results(tiny_setting(), time.time(), 3)
     show("digits: 1,297 training images\nwarning: the teacher guesses\n")
     show("tiny seed 0: 82.8 %\ntiny-er seed 0: 1.0 %\nseed 0: student 82.8 %\n")
     warning, result = capsys.readouterr().out.splitlines()

@@ -39,8 +39,8 @@ def test_setting_not_begun_waits(tiny_setting, own_root):
 def test_execution_that_holds_its_lock_is_running_with_its_last_line(name, tiny_setting, logged):
     path = logged(PRINTED, name=name)
     holder = (
-        "import sys; from pathlib import Path; from dwa_paper.runs.runner import execution_lock\n"
-        "with execution_lock(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+        "import sys; from pathlib import Path; from dwa_paper.runs.runner import make_lock\n"
+        "with make_lock(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(
         [sys.executable, "-c", holder, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=REPOSITORY
@@ -85,9 +85,9 @@ def test_command_lists_every_setting_of_the_profile_and_counts_them(own_root):
 @pytest.fixture
 def watched(tmp_path, monkeypatch):
     monkeypatch.setenv("DWA_TENSORBOARD", str(tmp_path / "runs"))
-    checkpoint.board.cache_clear()
+    checkpoint.open_board.cache_clear()
     yield tmp_path / "runs"
-    checkpoint.board.cache_clear()
+    checkpoint.open_board.cache_clear()
 
 
 def test_board_shows_losses_and_images_and_leaves_the_set_as_it_is(
@@ -106,7 +106,7 @@ def test_board_shows_losses_and_images_and_leaves_the_set_as_it_is(
     assert len(events.Scalars("ipc index 1/cross_entropy")) == setting.synthesis.iterations
     monkeypatch.delenv("DWA_TENSORBOARD")
     monkeypatch.setenv("DWA_ROOT", str(tmp_path / "unwatched"))
-    checkpoint.board.cache_clear()
+    checkpoint.open_board.cache_clear()
     unseen = sets.load_or_synthesize(setting, digits, tiny_teacher, compute)
     assert unseen.artifact == seen.artifact
     assert torch.equal(unseen.images_uint8, seen.images_uint8)
@@ -120,6 +120,6 @@ def test_board_that_is_not_installed_is_one_line(watched, monkeypatch, refused):
 
 def test_nobody_watches_by_default(monkeypatch):
     monkeypatch.delenv("DWA_TENSORBOARD", raising=False)
-    checkpoint.board.cache_clear()
+    checkpoint.open_board.cache_clear()
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     Checkpoint("x").epoch({"epoch": 1, "loss": 0.5})
