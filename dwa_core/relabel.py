@@ -24,14 +24,8 @@ def soft_label_loss(student_logits: torch.Tensor, teacher_logits: torch.Tensor, 
     Args:
         student_logits, teacher_logits: (N, classes).
     """
-    temperature = stage.temperature
-    loss = F.kl_div(
-        F.log_softmax(student_logits / temperature, dim=1),
-        F.log_softmax(teacher_logits / temperature, dim=1),
-        reduction="batchmean",
-        log_target=True,
-    )
-    return loss * temperature**2 if stage.loss_times_temperature_squared else loss
+    labels = F.log_softmax(teacher_logits / stage.temperature, dim=1)
+    return kl_divergence(student_logits, labels, stage, log_target=True)
 
 
 def stored_label_loss(student_logits: torch.Tensor, labels: torch.Tensor, stage: RelabelStage) -> torch.Tensor:
@@ -43,9 +37,16 @@ def stored_label_loss(student_logits: torch.Tensor, labels: torch.Tensor, stage:
     """
     if stage.labels == "hard":
         return F.cross_entropy(student_logits, labels)
-    temperature = stage.temperature
-    loss = F.kl_div(F.log_softmax(student_logits / temperature, dim=1), labels, reduction="batchmean")
-    return loss * temperature**2 if stage.loss_times_temperature_squared else loss
+    return kl_divergence(student_logits, labels, stage, log_target=False)
+
+
+def kl_divergence(
+    student_logits: torch.Tensor, labels: torch.Tensor, stage: RelabelStage, log_target: bool
+) -> torch.Tensor:
+    """KL( labels || softmax(student / T) ), where `labels` are probabilities or, as `log_target`, their logarithms."""
+    predicted = F.log_softmax(student_logits / stage.temperature, dim=1)
+    loss = F.kl_div(predicted, labels, reduction="batchmean", log_target=log_target)
+    return loss * stage.temperature**2 if stage.loss_times_temperature_squared else loss
 
 
 def use_batch_statistics(network: nn.Module) -> None:
@@ -65,25 +66,25 @@ def labeller(teacher: nn.Module, stage: RelabelStage, precision: torch.dtype) ->
 
 
 @torch.no_grad()
-def label(network: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], compute: Compute) -> torch.Tensor:
+def label(teacher: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], compute: Compute) -> torch.Tensor:
     """The logits (N, classes), in fp32, of the images in `batches`."""
     with compute.autocast():
-        return torch.cat([network(inputs).float() for inputs, _ in batches])
+        return torch.cat([teacher(inputs).float() for inputs, _ in batches])
 
 
 def with_stored_labels(
-    recipe: Recipe, training: Resident, classes: int, network: nn.Module, compute: Compute
+    recipe: Recipe, training: Resident, classes: int, teacher: nn.Module, compute: Compute
 ) -> Resident:
     """The distilled images with probabilities (N, classes) as labels: one-hot, or the teacher's of each image as it is.
 
     Args:
-        network: the teacher, as `labeller` returns it.
+        teacher: as `labeller` returns it.
     """
     stage, images = recipe.relabel, recipe.images
     if stage.labels == "hard":
         labels = F.one_hot(training.labels, classes).float()
     else:
-        logits = label(network, training.test_batches(images.mean, images.distilled_std), compute)
+        logits = label(teacher, training.test_batches(images.mean, images.distilled_std), compute)
         labels = F.softmax(logits / stage.temperature, dim=1)
     return Resident(training.images_uint8, labels, training.device)
 
@@ -102,21 +103,22 @@ def mixed_batches(recipe: Recipe, training: Resident, epoch: int) -> Iterator[tu
         yield mixed, labels
 
 
-def make_loss(network: nn.Module, stage: RelabelStage) -> Callable[..., torch.Tensor]:
+def make_loss(teacher: nn.Module, stage: RelabelStage) -> Callable[..., torch.Tensor]:
     """The loss of a student: (student, mixed images, their labels) -> mean loss of the batch.
 
     Args:
-        network: the teacher, as `labeller` returns it.
+        teacher: as `labeller` returns it.
     """
 
-    def batch_loss(student: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        if stage.labels != "teacher":
-            return stored_label_loss(student(images).float(), labels, stage)
+    def loss_with_teacher(student: nn.Module, images: torch.Tensor, _labels: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
-            teacher_logits = network(images)
+            teacher_logits = teacher(images)
         return soft_label_loss(student(images).float(), teacher_logits.float(), stage)
 
-    return batch_loss
+    def loss_with_stored_labels(student: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return stored_label_loss(student(images).float(), labels, stage)
+
+    return loss_with_teacher if stage.labels == "teacher" else loss_with_stored_labels
 
 
 def train_student(

@@ -93,7 +93,7 @@ def interval_text(rows: pd.DataFrame, cell: list[str], method: str, baseline: st
     mean, low, high = difference_interval(pairs)
     cells = "one cell" if len(pairs) == 1 else f"{len(pairs)} cells"
     compared = f"{METHODS[method]} minus {METHODS[baseline]}, {cells}"
-    return f"{compared}: {mean:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f}."
+    return f"{compared}: {mean:+z.1f} points, 95 % interval {low:+z.1f} to {high:+z.1f}."
 
 
 def label_blocks(runs: list[Run]) -> tuple[pd.DataFrame, list]:
@@ -104,7 +104,7 @@ def label_blocks(runs: list[Run]) -> tuple[pd.DataFrame, list]:
     shown = frame[[*PLACE, "images"]].copy()
     for labels, title in LABELS.items():
         shown[title] = [tables.mean_text(row, labels) for _, row in frame.iterrows()]
-    for score, form in {"HLR": ".1f", "IOR": "+.1f", "LRS": ".3f"}.items():
+    for score, form in {"HLR": ".1f", "IOR": "+z.1f", "LRS": ".3f"}.items():
         shown[score] = [format_number(value, form) for value in frame[score]]
     rows = accuracies(runs)
     rows = rows[rows["recipe"] != "best"]  # it changes the student's training too

@@ -11,7 +11,7 @@ A marker is one of
     A minus B                   the difference of the means of two of these, in points, with its sign
     A above B                   the same without a sign; A must be the larger
     runs, records, missing PROFILE   how many runs there are, and how many of them have a record or none
-    hours [STAGE] PROFILE       wall time of what its records stand on: in all, or of teacher, synthesis or student
+    hours [STAGE] PROFILE       wall time of what its records are made of: in all, or of teacher, synthesis or student
     seconds STAGE PROFILE/SETTING   wall time of a stage, the median over its student seeds
     lacking PROFILE/SETTING     how many images its copy of the data set lacks
     interval PROFILE METHOD BASELINE RECIPE   labels.interval_text over the profile's Table 1
@@ -88,7 +88,7 @@ def value(marker: str) -> str:
         rows = results.accuracies(collect_runs(profile, "table-1"))
         cell = [name for name in results.CELL if name != "method"]
         return labels.interval_text(rows[rows["recipe"] == recipe], cell, method, baseline)
-    for operator, form in {" minus ": "+.1f", " above ": ".1f"}.items():
+    for operator, form in {" minus ": "+z.1f", " above ": ".1f"}.items():
         if operator in marker:
             first, second = map(quantity, marker.split(operator))
             difference = first["mean"] - second["mean"]

@@ -90,7 +90,7 @@ def mean_text(row: pd.Series, label: str = "") -> str:
 
 def difference_text(row: pd.Series) -> str:
     """Ours minus the paper with its sign, marked where it is outside the tolerance; empty where one of the two is."""
-    return format_number(row["difference"], "+.1f") + (f" {MARK}" if row["outside"] else "")
+    return format_number(row["difference"], "+z.1f") + (f" {MARK}" if row["outside"] else "")
 
 
 def method_text(row: pd.Series) -> str:
@@ -248,13 +248,13 @@ def moves_blocks(runs: list[Run], frame: pd.DataFrame) -> list:
         for method, shown in METHODS.items():
             if f"{method} count" in frame:
                 texts |= {shown: mean_text(row, method), f"{shown}, change": effect_text(row, method)}
-        rows.append(texts | {"DWA minus random real": format_number(row["synthesis gain"], "+.1f")})
+        rows.append(texts | {"DWA minus random real": format_number(row["synthesis gain"], "+z.1f")})
     return [pd.DataFrame(rows) if rows else NOTHING, note_list(results.notes(runs))]
 
 
 def effect_text(row: pd.Series, method: str) -> str:
     """What a change adds; in brackets where the spread over students may be all there is to it."""
-    text = format_number(row[f"{method} effect"], "+.1f")
+    text = format_number(row[f"{method} effect"], "+z.1f")
     return f"({text})" if text and abs(row[f"{method} effect"]) <= row[f"{method} spread"] else text
 
 

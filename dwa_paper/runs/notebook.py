@@ -20,7 +20,7 @@ def read_setting(variables: dict) -> Setting:
             notebook does not know, a distilled set that is not there, and a folder in the way of the record.
     """
     # Imported here because a table's notebook reads its profile alone, and must not wait seconds for torchvision.
-    from dwa_core import devices, models
+    from dwa_core import devices, models, weights
     from dwa_paper.runs import sets
 
     check_versions()
@@ -32,7 +32,7 @@ def read_setting(variables: dict) -> Setting:
         models.check_network(key, getattr(setting, key), setting.stem, setting.images.side)
     models.check_teacher(setting.network, setting.stem, setting.images.side)
     if setting.teacher.published_weights():
-        models.find_weights(setting.network, setting.teacher.weights)
+        weights.find_published(setting.network, setting.teacher.weights)
     if setting.method == "external":
         sets.external_folder(setting, download=True)
     for one in setting.split_seeds():

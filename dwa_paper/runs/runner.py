@@ -210,7 +210,7 @@ def execute(notebook: Path, executed: Path, parameters: dict, show: Callable[[st
 
 
 def explain(error: Exception, executed: Path) -> UserError:
-    """What a user is told of papermill's `error`, which has name and text of what a cell raised."""
+    """The error that a user sees for papermill's `error`, which has name and text of what a cell raised."""
     name, message = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", str(error))
     kind = getattr(errors, name, None)
     if stop.received is not None:  # the signal was passed on, and ended the kernel

@@ -12,7 +12,7 @@ seen so far. The paper leaves open how the pieces fit together; this is what is 
 - A batch is drawn from all distilled sets together, and its images are mixed across tasks as the recipe mixes them.
   Where two tasks meet in an image, both teachers label it, and their soft labels are weighted by the share of the
   image that is theirs. Within one task, and so in particular for a single task, this is the usual soft label.
-- Every student is trained for the recipe's epochs. Of what a task before has learned, nothing but its distilled
+- Every student is trained for the recipe's epochs. Of an earlier task, nothing but its distilled
   images and its teacher is used.
 """
 

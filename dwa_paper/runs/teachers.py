@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from dwa_core import devices, guard, models
+from dwa_core import devices, guard, models, weights
 from dwa_core.devices import Compute
 from dwa_core.errors import InputError
 from dwa_core.recipe import Training
@@ -84,11 +84,11 @@ def train_and_store(setting: Setting, data: ImageData, compute: Compute, name: s
     checkpoint, curve = Checkpoint(name, "teacher", written=rank == 0), []
     if stage.published_weights():
         seed = stage.seed if stage.fine_tune else None
-        network = models.load_published(setting.network, stage.weights, classes, seed)
+        network = weights.load_published(setting.network, stage.weights, classes, seed)
     else:
         network = models.build(setting.network, classes, setting.stem, images.side, stage.seed)
     if stage.own_weights():
-        network = models.load_own_weights(network, root() / stage.weights, classes if stage.fine_tune else None)
+        network = weights.load_own(network, root() / stage.weights, classes if stage.fine_tune else None)
     network = devices.on_device(network, compute.device)
     batches = Batches(
         train=lambda epoch: data.train.train_batches(stage, images.mean, images.std, TEACHER, stage.seed, epoch),

@@ -23,7 +23,7 @@ ALLOWED = {
     PROFILE: "only small letters, digits and '-'",
     PRODUCT: "must be a table or figure as make calls it, such as table-1 or figure-gain",
 }
-# Parts of file names, of which file systems take 255 bytes with what stands around them.
+# Parts of file names, of which file systems take 255 bytes with what surrounds them.
 Name = Annotated[str, Field(pattern=NAME, max_length=100)]
 Profile = Annotated[str, Field(pattern=PROFILE, max_length=40)]
 Product = Annotated[str, Field(pattern=PRODUCT)]

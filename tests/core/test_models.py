@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parameters_to_vector
 
-from dwa_core import models
+from dwa_core import models, weights
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_stem_or_side_that_a_network_does_not_have_is_refused(name, stem, side, 
 @pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
 def test_published_weights_for_other_inputs_are_refused(name, refused):
     with refused("teacher.weights: 'IMAGENET1K_V1'", name, "null trains one"):
-        models.find_weights(name, "IMAGENET1K_V1")
+        weights.find_published(name, "IMAGENET1K_V1")
 
 
 def test_network_without_batchnorm_is_refused_as_a_teacher(refused):
@@ -203,12 +203,12 @@ def test_unknown_network_is_refused(name, refused):
 @pytest.mark.parametrize(("name", "weights_name"), [("resnet18", "IMAGENET1K_V9"), ("convnet-128", "IMAGENET1K_V1")])
 def test_unknown_published_weights_are_refused(name, weights_name, refused):
     with refused("teacher.weights", repr(weights_name), name):
-        models.load_published(name, weights_name, 1000)
+        weights.load_published(name, weights_name, 1000)
 
 
 def test_published_weights_of_other_classes_are_refused(refused):
     with refused("teacher.weights", "1000 classes", "has 10"):
-        models.load_published("resnet18", "IMAGENET1K_V1", 10)
+        weights.load_published("resnet18", "IMAGENET1K_V1", 10)
 
 
 DOWNLOAD = "torchvision.models._api.load_state_dict_from_url"
@@ -220,14 +220,14 @@ def test_published_weights_that_cannot_be_downloaded_are_refused(monkeypatch, re
 
     monkeypatch.setattr(DOWNLOAD, unreachable)
     with refused("teacher.weights", "cannot be downloaded", "no route to host"):
-        models.load_published("resnet18", "IMAGENET1K_V1", 1000)
+        weights.load_published("resnet18", "IMAGENET1K_V1", 1000)
 
 
 def test_published_weights_are_checked_and_nothing_in_their_file_is_run(monkeypatch, tmp_path, refused):
     state = models.build("resnet18", 1000, "torchvision", 224, seed=3).state_dict()
     asked = {}
     monkeypatch.setattr(DOWNLOAD, lambda url, **options: asked.update(options) or state)
-    found = models.load_published("resnet18", "IMAGENET1K_V1", 1000).state_dict()
+    found = weights.load_published("resnet18", "IMAGENET1K_V1", 1000).state_dict()
     assert asked == {"check_hash": True, "weights_only": True}
     assert all(torch.equal(found[name], value) for name, value in state.items())
 
@@ -239,5 +239,5 @@ def test_published_weights_are_checked_and_nothing_in_their_file_is_run(monkeypa
     file = tmp_path / "weights.pth"
     monkeypatch.setattr(DOWNLOAD, lambda url, weights_only, **_: torch.load(file, weights_only=weights_only))
     with refused("teacher.weights", "cannot be downloaded or read"):
-        models.load_published("resnet18", "IMAGENET1K_V1", 1000)
+        weights.load_published("resnet18", "IMAGENET1K_V1", 1000)
     assert not (tmp_path / "was-run").exists()
