@@ -163,7 +163,8 @@ def test_papermill_parameter_that_the_notebook_does_not_know(refusal, place, mon
         execute(path, output, {**parameters, "epochs": 5}, **rest)
 
     monkeypatch.setattr(papermill, "execute_notebook", with_one_more)
-    assert "epochs: unknown parameter; allowed here: authors, best, compile, dataset" in refusal("run", settings_file(place))
+    answer = refusal("run", settings_file(place))
+    assert "epochs: unknown parameter; allowed here: authors, best, compile, dataset" in answer
 
 
 # ------------------------------------------------------------------------------------------------- data
