@@ -220,7 +220,7 @@ def variance_curves(runs: list[Run]) -> Figure:
         for kind, look in looks.items():
             points = chosen[chosen["coupling"] == kind].groupby("coefficient")["accuracy"].agg(["mean", "std"])
             axis.errorbar(points.index, points["mean"], points["std"], capsize=3, **look)
-        noise = seed_noise(chosen, ["synthesis.r_bn", "synthesis.r_var"])
+        noise = seed_noise(chosen, ["synthesis.r_bn", "synthesis.r_var", "coupling"])  # one set may be of both
         axis.set(xlabel=f"coefficient of the variance, λ\n{noise}", ylabel="test accuracy, %")
         set_panel_title(axis, panel)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), **BELOW)

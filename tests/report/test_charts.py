@@ -92,6 +92,7 @@ def test_variants_are_readable():
 
 def test_sweeps_say_the_spread_over_students_or_that_there_is_one(add):
     add("one", 40.0, seeds=[0])
+    add("both", 40.0, seeds=[0], synthesis={"r_var": 1.0})  # one set, decoupled and coupled
     for draw in (charts.variance_curves, charts.steps_rho_map):
         assert "seed noise not measured" in draw(collect_runs("trial", "table-1")).axes[0].get_xlabel()
     add("three", 40.0, 41.0, 42.0, synthesis={"rho": 0.03})
