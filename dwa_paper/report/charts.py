@@ -233,7 +233,7 @@ def distance_bars(runs: list[Run]) -> Figure:
 
     once = {}
     for setting, _, record in sorted(runs, key=lambda run: describe_coupling(run.setting), reverse=True):
-        if record is not None and None not in record.get("diversity", {}).get("feature_distance_by_class", [None]):
+        if record is not None and None not in (record.get("diversity") or {}).get("feature_distance_by_class", [None]):
             coefficient = setting["synthesis"]["r_bn"] * setting["synthesis"]["r_var"]
             label = ", ".join([METHODS[setting["method"]], *describe_coupling(setting), f"λ {coefficient:.2g}"])
             once[record["distilled"]["artifact"], record["teacher"]["artifact"]] = record, label

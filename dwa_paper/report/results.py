@@ -198,7 +198,7 @@ def join_records(names: pd.Series) -> str:
 def measurements(part: dict) -> dict:
     """What the columns of `accuracies` take from a record, or from one task of it."""
     teachers = [student["teacher"]["accuracy"]["top1"] for student in list_students(part)]
-    diversity = {name: part.get("diversity", {}).get(key) for key, name in DIVERSITY.items()}
+    diversity = {name: (part.get("diversity") or {}).get(key) for key, name in DIVERSITY.items()}
     return {"accuracy": part["accuracy"]["reported"], "teacher": statistics.mean(teachers), **diversity}
 
 

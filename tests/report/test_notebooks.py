@@ -235,17 +235,14 @@ def test_papermill_parameter_that_no_notebook_knows_is_the_last_line_of_its_trac
     assert not (tmp_path / "artifacts").exists()
 
 
-def test_failure_inside_a_notebook_is_one_line_and_a_traceback_on_request(tmp_path, bare_record):
-    setting = schema.resolve(files.read_settings("demo")["digits-dwa-ipc10"])
-    (tmp_path / "results" / "demo").mkdir(parents=True)
-    broken = json.dumps(bare_record(setting))
-    (tmp_path / "results" / "demo" / "digits-dwa-ipc10-seed0.json").write_text(broken)
-    plain = run("draw", "table-1", "--profile", "demo", root=tmp_path)
+def test_failure_inside_a_notebook_is_one_line_and_a_traceback_on_request(tmp_path):
+    broken = {"root": tmp_path, "MPLBACKEND": "nonsense"}  # which matplotlib refuses when a cell imports it
+    plain = run("draw", "figure-accuracy", "--profile", "demo", **broken)
     assert plain.returncode == 1
-    assert "executed/table-1.log, or set DWA_DEBUG=1" in plain.stderr
-    assert "Traceback" in (tmp_path / "results/demo/executed/table-1.log").read_text()
+    assert "executed/figure-accuracy.log, or set DWA_DEBUG=1" in plain.stderr
+    assert "Traceback" in (tmp_path / "results/demo/executed/figure-accuracy.log").read_text()
     assert plain.stderr.count("\n") == 1
-    debug = run("draw", "table-1", "--profile", "demo", root=tmp_path, DWA_DEBUG="1")
+    debug = run("draw", "figure-accuracy", "--profile", "demo", DWA_DEBUG="1", **broken)
     assert "Traceback" in debug.stderr
 
 

@@ -95,3 +95,10 @@ def test_student_at_chance_is_flagged_under_the_table(tiny_setting):
     for accuracy, flagged in ((11.0, True), (60.0, False)):
         record = {"setting": setting, "data": images, "accuracy": {"reported": accuracy}}
         assert any("chance" in line for line in results.notes([Run(setting, "", record)])) is flagged
+
+
+def test_record_whose_diversity_was_not_measured_has_an_accuracy(add):
+    add("dwa", 40.0, seeds=[0], record={"diversity": None})
+    row = results.accuracies(collect_runs("trial")).iloc[0]
+    assert row["accuracy"] == 40.0
+    assert row[[*results.DIVERSITY.values()]].isna().all()
