@@ -27,7 +27,7 @@ TARGETS := help reproduce report plan status verify publish docs settings distil
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@printf '  %s\n' 'make results/PROFILE/SETTING.json   run one setting, all its seeds; SETTING-seedN.json runs one' 'make TABLE or FIGURE, with all it needs:' $(PRODUCTS:%='  %')
-	@echo "PROFILE=demo (digits, minutes), lite and resnet18 (CIFAR on a CPU, hours), search (of best) or paper (GPU); now $$PROFILE"
+	@echo "PROFILE=demo (digits, minutes), lite, resnet18 and teachers (CIFAR on a CPU, hours), search (of best) or paper (GPU); now $$PROFILE"
 
 reproduce: records ## all records, tables and figures of PROFILE that are missing; ENGINE=ray: the records by Ray, with options FLEET
 	@cat results/"$$PROFILE"/table-1.md 2> /dev/null; echo; ls results/"$$PROFILE"/*.md figures/"$$PROFILE"/*.svg 2> /dev/null || true

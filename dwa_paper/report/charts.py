@@ -1,6 +1,5 @@
 """Charts from records, and what all figures share: readable in black and white."""
 
-import random
 import re
 from collections.abc import Sequence
 
@@ -174,117 +173,6 @@ def gain_bars(runs: list[Run]) -> Figure:
     axis.set_ylabel("gain in test accuracy, points")
     axis.grid(axis="x", visible=False)
     figure.legend(**BELOW)
-    return figure
-
-
-def describe_coupling(setting: dict) -> list[str]:
-    """ "decoupled" where r_bn is the preset's, "coupled" where mean and variance weigh the same; or both."""
-    kinds = [] if "synthesis.r_bn" in results.differences(setting) else ["decoupled"]
-    return kinds + (["coupled"] if setting["synthesis"]["r_var"] == 1 else [])
-
-
-def sweep(runs: list[Run], axes: tuple[str, ...]) -> pd.DataFrame:
-    """The rows of `results.accuracies` that DWA has a record of; "panel" says what else tells one from another."""
-    rows = results.accuracies(runs, axes)
-    labels = [label_group(run.setting, "student") for run in runs]
-    variants = map(describe_variant, rows["variant"])
-    rows["panel"] = [f"{label}\n{variant}".strip() for label, variant in zip(labels, variants, strict=True)]
-    rows["coupling"] = [describe_coupling(run.setting) for run in runs]
-    return rows[rows["method"] == "dwa"].sort_values("variant", kind="stable")
-
-
-def seed_noise(rows: pd.DataFrame, axes: list[str]) -> str:
-    """What a panel of `sweep` says of the spread that students' seeds alone give, as far as it was measured."""
-    spread = rows.groupby(axes)["accuracy"].std().dropna()
-    if spread.empty:
-        return "one student per set: seed noise not measured"
-    return f"seed noise: ±{(spread**2).mean() ** 0.5:.1f} (standard deviation over the students of a set)"
-
-
-def variance_curves(runs: list[Run]) -> Figure:
-    """Accuracy over the coefficient of the variance, r_bn * r_var; a panel for each data set, ipc and student."""
-    rows = (
-        sweep(runs, ("synthesis.r_bn", "synthesis.r_var")).explode("coupling").dropna(subset=["accuracy", "coupling"])
-    )
-    if rows.empty:
-        return empty_figure("no record yet")
-    rows["coefficient"] = (rows["synthesis.r_bn"] * rows["synthesis.r_var"]).round(6)
-    looks = {
-        "decoupled": {"color": DARK, "marker": "o", "ls": "-", "label": "decoupled: variance alone"},
-        "coupled": {"color": "dimgrey", "marker": "s", "mfc": "white", "ls": "--"}
-        | {"label": "coupled: mean and variance"},
-    }
-    panels = rows.groupby("panel", sort=False)
-    figure, axes = plt.subplots(1, len(panels), figsize=(3 + 5 * len(panels), 4), squeeze=False)
-    for axis, (panel, chosen) in zip(axes[0], panels, strict=True):
-        for kind, look in looks.items():
-            points = chosen[chosen["coupling"] == kind].groupby("coefficient")["accuracy"].agg(["mean", "std"])
-            axis.errorbar(points.index, points["mean"], points["std"], capsize=3, **look)
-        noise = seed_noise(chosen, ["synthesis.r_bn", "synthesis.r_var", "coupling"])  # one set may be of both
-        axis.set(xlabel=f"coefficient of the variance, λ\n{noise}", ylabel="test accuracy, %")
-        set_panel_title(axis, panel)
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), **BELOW)
-    return figure
-
-
-def distance_bars(runs: list[Run]) -> Figure:
-    """Feature distance within class of up to ten classes drawn at random, a bar for each distilled set."""
-    import seaborn as sns
-
-    once = {}
-    for setting, _, record in sorted(runs, key=lambda run: describe_coupling(run.setting), reverse=True):
-        if record is not None and None not in (record.get("diversity") or {}).get("feature_distance_by_class", [None]):
-            coefficient = setting["synthesis"]["r_bn"] * setting["synthesis"]["r_var"]
-            label = ", ".join([METHODS[setting["method"]], *describe_coupling(setting), f"λ {coefficient:.2g}"])
-            once[record["distilled"]["artifact"], record["teacher"]["artifact"]] = record, label
-    if not once:
-        return empty_figure("no record with the distances of its classes yet")
-    records, labels = zip(*once.values(), strict=True)
-    panels = {}
-    for record, label in zip(records, disambiguate(records, labels), strict=True):
-        distances = record["diversity"]["feature_distance_by_class"]
-        panels.setdefault(label_group(record["setting"], "network"), {})[label] = distances
-    figure, axes = plt.subplots(len(panels), 1, figsize=(9, 0.5 + 3.2 * len(panels)), squeeze=False)
-    for axis, (panel, sets) in zip(axes[:, 0], panels.items(), strict=True):
-        frame = pd.DataFrame(sets)
-        classes = sorted(random.Random(0).sample(range(len(frame)), min(10, len(frame))))
-        shades = sns.blend_palette(["#d9d9d9", LIGHT, DARK], len(sets)) if len(sets) > 1 else [DARK]
-        frame.loc[classes].plot.bar(ax=axis, width=0.8, color=shades, edgecolor="black", rot=0)
-        axis.axhline(1, color="black", ls=":", lw=1.5, label="real test images")
-        axis.set(xlabel="class", ylabel="feature distance,\nrelative to real")
-        set_panel_title(axis, panel)
-        axis.grid(axis="x", visible=False)
-        axis.legend(**RIGHT)
-    return figure
-
-
-def steps_rho_map(runs: list[Run]) -> Figure:
-    """A heat map of mean accuracy over K and rho for each data set, ipc and student; not run stays empty."""
-    import seaborn as sns
-
-    panels = sweep(runs, ("synthesis.steps", "synthesis.rho")).groupby("panel", sort=False)
-    panels = panels.filter(lambda rows: rows["accuracy"].notna().any()).groupby("panel", sort=False)
-    if not len(panels):
-        return empty_figure("no record yet")
-    figure, axes = plt.subplots(1, len(panels), figsize=(5.5 * len(panels), 4.2), squeeze=False)
-    for axis, (panel, rows) in zip(axes[0], panels, strict=True):
-        table = rows.pivot_table(
-            index="synthesis.steps", columns="synthesis.rho", values="accuracy", dropna=False, observed=False
-        )
-        sns.heatmap(
-            table.sort_index(ascending=False),
-            ax=axis,
-            cmap=sns.blend_palette(["#e0e0e0", DARK], as_cmap=True),  # no white, which is a cell not run
-            annot=True,
-            fmt=".1f",
-            linewidths=1,
-            cbar_kws={"label": "test accuracy, %"},
-        )
-        noise = seed_noise(rows, ["synthesis.steps", "synthesis.rho"])
-        axis.set(xlabel=f"weight magnitude $\\rho$\n{noise}", ylabel="steps K")
-        axis.grid(False)
-        axis.tick_params(axis="y", rotation=0)
-        set_panel_title(axis, panel)
     return figure
 
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from dwa_paper.report import charts, pictures
+from dwa_paper.report import charts, pictures, sweeps
 from dwa_paper.report.product import collect_runs
 from dwa_paper.settings import files, grid, schema
 
@@ -93,10 +93,10 @@ def test_variants_are_readable():
 def test_sweeps_say_the_spread_over_students_or_that_there_is_one(add):
     add("one", 40.0, seeds=[0])
     add("both", 40.0, seeds=[0], synthesis={"r_var": 1.0})  # one set, decoupled and coupled
-    for draw in (charts.variance_curves, charts.steps_rho_map):
+    for draw in (sweeps.variance_curves, sweeps.steps_rho_map):
         assert "seed noise not measured" in draw(collect_runs("trial", "table-1")).axes[0].get_xlabel()
     add("three", 40.0, 41.0, 42.0, synthesis={"rho": 0.03})
-    assert "seed noise: ±1.0 " in charts.steps_rho_map(collect_runs("trial", "table-1")).axes[0].get_xlabel()
+    assert "seed noise: ±1.0 " in sweeps.steps_rho_map(collect_runs("trial", "table-1")).axes[0].get_xlabel()
 
 
 def test_gain_not_run_yet_shows_the_paper_alone(add):
@@ -110,7 +110,7 @@ def test_variance_curves_are_decoupled_and_coupled(add):
     for r_var, accuracy in ((1.0, 40.0), (3.0, 44.0), (11.0, 48.0)):
         add(f"r_var{r_var}", accuracy - 1, accuracy, accuracy + 1, synthesis={"r_var": r_var})
     add("coupled", 41.0, seeds=[0], synthesis={"r_bn": 0.11, "r_var": 1.0})
-    axis = charts.variance_curves(collect_runs("trial", "table-1")).axes[0]
+    axis = sweeps.variance_curves(collect_runs("trial", "table-1")).axes[0]
     decoupled, coupled = (container.lines[0] for container in axis.containers)
     assert decoupled.get_xdata() == pytest.approx([0.01, 0.03, 0.11])
     assert decoupled.get_ydata() == pytest.approx([40.0, 44.0, 48.0])
@@ -121,7 +121,7 @@ def test_variance_curves_are_decoupled_and_coupled(add):
 def test_sweeps_of_another_teacher_have_a_panel_of_their_own(add):
     add("usual", 40.0, 41.0)
     add("other", 60.0, seeds=[0], teacher={"recipe": "gvbsm"})
-    for draw in (charts.variance_curves, charts.steps_rho_map):
+    for draw in (sweeps.variance_curves, sweeps.steps_rho_map):
         titles = [axis.get_title(loc="left") for axis in draw(collect_runs("trial", "table-1")).axes]
         assert [title for title in titles if title] == [
             "cifar10, ipc 10, resnet18",
@@ -135,17 +135,38 @@ def test_heat_map_over_steps_and_rho_leaves_cells_not_run_empty(add):
     add("rho", 50.0, seeds=[0], synthesis={"rho": 0.005})
     add("both", seeds=[0], synthesis={"steps": 4, "rho": 0.005})
     add("another", 99.0, seeds=[0], synthesis={"r_var": 1.0})
-    axis = charts.steps_rho_map(collect_runs("trial", "table-1")).axes[0]
+    axis = sweeps.steps_rho_map(collect_runs("trial", "table-1")).axes[0]
     assert [text.get_text() for text in axis.texts] == ["50.0", "52.0", "51.0"]
     assert [label.get_text() for label in axis.get_yticklabels()] == ["12", "4"]
     assert [label.get_text() for label in axis.get_xticklabels()] == ["0.005", "0.015"]
+
+
+def test_teacher_curves_have_a_panel_for_each_recipe_and_a_line_for_each_batch_size(add):
+    for recipe, epochs, batch_size, accuracy in (
+        ("authors", 5, 128, 50.0),
+        ("authors", 30, 128, 38.0),
+        ("authors", 30, 50, 41.0),
+        ("gvbsm", 5, 50, 46.0),
+    ):
+        given = {"teacher": {"recipe": recipe, "epochs": epochs}, "relabel": {"batch_size": batch_size}}
+        name = f"{recipe}-{epochs}-{batch_size}"
+        add(name, accuracy, accuracy + 2, network="convnet-128", authors=True, shown_in=["figure-teacher"], **given)
+    authors, gvbsm = sweeps.teacher_curves(collect_runs("trial", "figure-teacher")).axes
+    assert gvbsm.get_title(loc="left") == "cifar10, ipc 10, convnet-128, authors' code, G-VBSM's recipe"
+    small, large = (container.lines[0] for container in authors.containers)
+    assert (list(small.get_xdata()), list(small.get_ydata())) == ([1], [42.0])
+    assert (list(large.get_xdata()), list(large.get_ydata())) == ([0, 1], [51.0, 39.0])
+    assert [label.get_text() for label in authors.get_xticklabels()] == ["5\n95.0", "30\n95.0"]
+    assert [label.get_text() for label in gvbsm.get_xticklabels()] == ["5\n95.0", "30\n"]
+    for axis in (authors, gvbsm):
+        assert list(axis.lines[-1].get_ydata()) == [45.0, 45.0], "the paper's number"
 
 
 def test_distance_bars_show_the_same_classes_of_both_sets(add):
     for name, shift, synthesis in (("decoupled", 0.5, {}), ("coupled", 0.1, {"r_bn": 0.11, "r_var": 1.0})):
         by_class = [shift + label / 100 for label in range(20)]
         add(name, 40.0, seeds=[0], synthesis=synthesis, record={"diversity": {"feature_distance_by_class": by_class}})
-    axis = charts.distance_bars(collect_runs("trial", "table-1")).axes[0]
+    axis = sweeps.distance_bars(collect_runs("trial", "table-1")).axes[0]
     classes = [int(label.get_text()) for label in axis.get_xticklabels()]
     assert len(set(classes)) == 10
     decoupled, coupled = ([bar.get_height() for bar in container] for container in axis.containers)
@@ -157,7 +178,7 @@ def test_distance_bars_of_sets_that_differ_otherwise_are_all_drawn_with_labels_o
     for name, teacher in (("longer", {"epochs": 20}), ("shorter", {"epochs": 10})):
         by_class = {"diversity": {"feature_distance_by_class": [0.5] * 10}}
         add(name, 40.0, 41.0, seeds=[0, 1], teacher=teacher, record=by_class)
-    (axis,) = charts.distance_bars(collect_runs("trial", "table-1")).axes
+    (axis,) = sweeps.distance_bars(collect_runs("trial", "table-1")).axes
     labels = [container.get_label() for container in axis.containers]
     assert len(labels) == 2
     assert sorted(label.split(",\n")[-1] for label in labels) == ["teacher of 10 epochs", "teacher of 20 epochs"]
@@ -197,9 +218,10 @@ def test_alike_labels_name_the_first_thing_that_differs(bare_record):
     [
         charts.accuracy_bars,
         charts.gain_bars,
-        charts.variance_curves,
-        charts.distance_bars,
-        charts.steps_rho_map,
+        sweeps.variance_curves,
+        sweeps.distance_bars,
+        sweeps.steps_rho_map,
+        sweeps.teacher_curves,
         pictures.loss_curves,
         pictures.gallery,
         pictures.embedding,

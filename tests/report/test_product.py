@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from dwa_paper.report import charts, page, product, results, tables
+from dwa_paper.report.hyperparameters import hyperparameters
 from dwa_paper.report.product import Product, collect_runs
 from dwa_paper.settings import files
 
@@ -156,7 +157,7 @@ def test_profile_shows_what_its_settings_name_and_the_hyperparameters(add):
 
 def test_record_that_comes_makes_the_hyperparameters_old(add):
     def draw() -> None:
-        table, others = tables.hyperparameters(collect_runs("trial"))
+        table, others = hyperparameters(collect_runs("trial"))
         Product("table-6", VARIABLES).write_table(table, [table, others])
 
     add("one", shown_in=["table-10"])

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from dwa_paper.report import page, tables
+from dwa_paper.report.hyperparameters import hyperparameters
 from dwa_paper.report.product import collect_runs
 
 
@@ -227,7 +228,7 @@ def test_hyperparameters_are_those_of_the_recorded_runs(add):
     add("sre2l", 30.0, network="convnet-128", teacher={"epochs": 30}, method="sre2l")
     add("real", 45.0, network="convnet-128", teacher={"epochs": 30}, method="random-real", relabel={"batch_size": 50})
     add("imagenet", 20.0, preset="imagenet-1k", authors=True)
-    table, others = tables.hyperparameters(collect_runs("trial"))
+    table, others = hyperparameters(collect_runs("trial"))
     assert list(table.columns) == ["value", "cifar10", "imagenet-1k"]
     table = table.set_index("value")
     assert table.loc["runs"].tolist() == ["DWA", "DWA, authors' code"]
@@ -245,6 +246,6 @@ def test_hyperparameters_are_those_of_the_recorded_runs(add):
 
 def test_hyperparameters_without_a_record_are_what_the_settings_ask_for(add):
     add("planned", teacher={"epochs": 30})
-    table, others = tables.hyperparameters(collect_runs("trial"))
+    table, others = hyperparameters(collect_runs("trial"))
     assert table.set_index("value").loc["teacher.epochs"].tolist() == ["30"]
     assert others.empty
