@@ -55,8 +55,8 @@ class Recipe:  # what differs between data sets; the defaults are CIFAR-10's
 
 
 CIFAR100 = Recipe(mean=(0.5071, 0.4867, 0.4408), std=(0.2675, 0.2565, 0.2761))
-DIGITS = Recipe(side=16, mean=(0.305,) * 3, std=(0.376,) * 3, network="convnet-64", shift=2)
-DIGITS.teacher_epochs, DIGITS.iterations, DIGITS.student_epochs, DIGITS.student_batch = 20, 100, 100, 16
+SHORT = {"teacher_epochs": 20, "iterations": 100, "student_epochs": 100, "student_batch": 16}
+DIGITS = Recipe(side=16, mean=(0.305,) * 3, std=(0.376,) * 3, network="convnet-64", shift=2, **SHORT)
 RECIPES = {"digits": DIGITS, "cifar10": Recipe(), "cifar100": CIFAR100}
 
 
@@ -67,8 +67,9 @@ def read(dataset, part, side):
         from sklearn import datasets, model_selection
 
         values, labels = datasets.load_digits(return_X_y=True)  # (1797, 64), 0..16
-        split = model_selection.train_test_split(values, labels, test_size=500, stratify=labels, random_state=0)
-        values, labels = split[part == "test" :: 2]  # of training values, test values, training labels, test labels
+        chosen = {"test_size": 500, "stratify": labels, "random_state": 0}
+        train_values, test_values, *both = model_selection.train_test_split(values, labels, **chosen)
+        values, labels = (train_values, both[0]) if part == "train" else (test_values, both[1])
         pictures = map(Image.fromarray, (values.reshape(-1, 8, 8) * (255 / 16)).round().astype("uint8"))
     else:
         from pyarrow.dataset import dataset as open_files

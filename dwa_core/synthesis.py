@@ -1,5 +1,6 @@
 """Synthesis (SRe2L's recover stage): images optimised against a teacher whose weights were adjusted."""
 
+import functools
 import itertools
 import math
 import sys
@@ -189,17 +190,6 @@ def synthesize(
         at_once = state.get("unfinished") or at_once
     bar = tqdm(desc=progress.label, unit="image", total=total, initial=len(done), file=sys.stdout)
 
-    def attempt(size: int) -> None:
-        """One step of the adjustment, if it is directed, and one iteration with `size` black images."""
-        images = torch.zeros(size, 3, side, side, device=device).contiguous(memory_format=torch.channels_last)
-        labels = torch.zeros(size, dtype=torch.long, device=device)
-        views = augment.whole_views(torch.zeros(1, 2), side)
-        if stage.adjustment == "directed":
-            adjust_directed(devices.frozen_copy(teacher), images, labels, views[0], stage.rho, 1)
-        batch = ClassBatch(images, labels, views)
-        eager = compute._replace(compile=False)  # each size would be compiled
-        ImageOptimisation(devices.frozen_copy(teacher), batch, stage, recipe.images, eager).step()
-
     waiting = prepare_batches(recipe, train, classes, teacher, compute, indices, len(done))
     while len(done) < total:
         batches = []
@@ -214,6 +204,7 @@ def synthesize(
             guard.raise_unless_out_of_memory(error)
             batches, saved, waiting = [], {}, None  # else they would keep what broke off in memory
             if at_once == 1:
+                attempt = functools.partial(try_batch, recipe, teacher, compute)
                 raise guard.too_large("synthesis.classes_per_batch", per_batch, attempt) from None
             at_once //= 2  # each is computed by itself, so fewer at once give the same images
             waiting = prepare_batches(recipe, train, classes, teacher, compute, indices, len(done))
@@ -231,6 +222,19 @@ def synthesize(
     return done, losses_of_first
 
 
+def try_batch(recipe: Recipe, teacher: nn.Module, compute: Compute, size: int) -> None:
+    """One step of the adjustment, if it is directed, and one iteration, with `size` black images."""
+    stage, side = recipe.synthesis, recipe.images.side
+    images = torch.zeros(size, 3, side, side, device=compute.device).contiguous(memory_format=torch.channels_last)
+    labels = torch.zeros(size, dtype=torch.long, device=compute.device)
+    views = augment.whole_views(torch.zeros(1, 2), side)
+    if stage.adjustment == "directed":
+        adjust_directed(devices.frozen_copy(teacher), images, labels, views[0], stage.rho, 1)
+    eager = compute._replace(compile=False)  # each size would be compiled
+    batch = ClassBatch(images, labels, views)
+    ImageOptimisation(devices.frozen_copy(teacher), batch, stage, recipe.images, eager).step()
+
+
 def prepare_batches(
     recipe: Recipe,
     train: Resident | Streamed,
@@ -241,6 +245,8 @@ def prepare_batches(
     skip: int,
 ) -> Iterator[ImageOptimisation]:
     """Every class batch of the ipc indices `indices`, in order, under the network whose weights were adjusted for it.
+
+    Where the stage sums weight gradients, a batch must have had all its iterations before the next is asked for.
 
     Args:
         skip: how many images are done already; weights that are kept between class batches are adjusted for
@@ -279,4 +285,4 @@ def prepare_batches(
                 batch = ClassBatch(images, labels, views, gradient, reference)
                 optimisation = ImageOptimisation(devices.frozen_copy(network), batch, stage, recipe.images, compute)
                 yield optimisation
-                left = optimisation.weight_gradients  # by now those of all its iterations
+                left = optimisation.weight_gradients  # of all its iterations, which it has had by now
