@@ -130,7 +130,7 @@ def teacher_curves(runs: list[Run]) -> Figure:
     """
     axes = ("teacher.recipe", "teacher.epochs", "relabel.batch_size")
     rows = results.accuracies(runs, axes)
-    rows["panel"] = [charts.label_group(run.setting, "student") for run in runs]
+    rows["panel"] = [charts.label_group(run.setting, "student").replace("\n", ", ") for run in runs]
     rows = rows.dropna(subset="accuracy")
     if rows.empty:
         return charts.empty_figure("no record yet")
@@ -139,7 +139,7 @@ def teacher_curves(runs: list[Run]) -> Figure:
     batches = sorted(rows[axes[2]].unique())
     size = (2 + 3.6 * len(recipes), 0.8 + 3.2 * len(groups))
     figure, grid = plt.subplots(len(groups), len(recipes), figsize=size, sharey="row", squeeze=False)
-    looks = {"random-real": ("dimgrey", "s"), "dwa": (DARK, "o")}
+    looks, handles = {"random-real": ("dimgrey", "s"), "dwa": (DARK, "o")}, {}
     for (group, recipe), chosen in rows.groupby(["panel", "teacher.recipe"]):
         axis = grid[groups.index(group), recipes.index(recipe)]
         for (method, batch), points in chosen.groupby(["method", "relabel.batch_size"]):
@@ -155,8 +155,10 @@ def teacher_curves(runs: list[Run]) -> Figure:
         ticks = [f"{each}\n{results.format_number(top, '.1f')}" for each, top in accuracy.items()]
         axis.set_xticks(range(len(epochs)), ticks)
         axis.set(xlim=(-0.3, len(epochs) - 0.7), xlabel="epochs of the teacher, and its test accuracy, %")
-        charts.set_panel_title(axis, f"{group}\n{TEACHERS[recipe]} recipe")
+        title = f"{group}\nteacher by {TEACHERS[recipe]} recipe"
+        axis.set_title(title, loc="left", fontsize="medium")
+        handles |= {handle.get_label(): handle for handle in axis.get_legend_handles_labels()[0]}
     for axis in grid[:, 0]:
         axis.set_ylabel("test accuracy, %")
-    figure.legend(*grid[0, 0].get_legend_handles_labels(), **BELOW | {"ncols": 2})
+    figure.legend(handles.values(), handles, **BELOW | {"ncols": 2})
     return figure

@@ -152,7 +152,7 @@ def test_teacher_curves_have_a_panel_for_each_recipe_and_a_line_for_each_batch_s
         name = f"{recipe}-{epochs}-{batch_size}"
         add(name, accuracy, accuracy + 2, network="convnet-128", authors=True, shown_in=["figure-teacher"], **given)
     authors, gvbsm = sweeps.teacher_curves(collect_runs("trial", "figure-teacher")).axes
-    assert gvbsm.get_title(loc="left") == "cifar10, ipc 10, convnet-128, authors' code, G-VBSM's recipe"
+    assert gvbsm.get_title(loc="left") == "cifar10, ipc 10, convnet-128, authors' code\nteacher by G-VBSM's recipe"
     small, large = (container.lines[0] for container in authors.containers)
     assert (list(small.get_xdata()), list(small.get_ydata())) == ([1], [42.0])
     assert (list(large.get_xdata()), list(large.get_ydata())) == ([0, 1], [51.0, 39.0])
