@@ -78,7 +78,7 @@ class Case:
         return augment.draw_views(iterations, self.images.side, self.setting.synthesis.roll, False, 0)
 
 
-def median_seconds(function: Callable[[], None]) -> float:
+def measure_median(function: Callable[[], None]) -> float:
     """Seconds of one call, after a warm-up."""
     times = []
     for _ in range(REPEATS + 1):
@@ -95,7 +95,7 @@ def now() -> float:
     return time.perf_counter()
 
 
-def plain_seconds(arguments: tuple, with_loader: bool) -> dict:
+def time_plain(arguments: tuple, with_loader: bool) -> dict:
     """Seconds per step of the plain loop; without its DataLoader, one batch lies ready on the device."""
     torch.backends.cudnn.benchmark = True  # as the authors' scripts
     case = Case(*arguments)
@@ -104,30 +104,30 @@ def plain_seconds(arguments: tuple, with_loader: bool) -> dict:
         steps = max(5, 50 * 32**2 // case.images.side**2) if case.device.type == "cuda" else max(2, 200 // case.batch)
         networks = iter([copy.deepcopy(network.eval()) for _ in range(REPEATS + 1)])
         given = *case.one_batch, case.views(steps), case.images.mean, case.images.std
-        seconds = median_seconds(lambda: plain.synthesize(next(networks), *given))
+        seconds = measure_median(lambda: plain.synthesize(next(networks), *given))
     else:
         teacher = case.network(1).train() if case.stage == "student" else None
         given = case.pixels, case.labels, case.images, case.batch, case.device
         load = partial(plain.load_batches, *given) if with_loader else partial(itertools.repeat, case.one_batch, steps)
-        seconds = median_seconds(lambda: plain.train(network, load(), teacher))
-    return {"seconds": seconds / steps, **peak_memory(case.device)}
+        seconds = measure_median(lambda: plain.train(network, load(), teacher))
+    return {"seconds": seconds / steps, **read_peak_memory(case.device)}
 
 
-def our_seconds(arguments: tuple, compile: bool = False) -> dict:
+def time_ours(arguments: tuple, compile: bool = False) -> dict:
     """Seconds per step of ours, by the functions that a run calls, and the FLOP of one step."""
     case = Case(*arguments)
     case.compute = case.compute._replace(compile=compile)
-    seconds, flop = our_synthesis(case) if case.stage == "synthesis" else our_training(case)
-    return {"seconds": seconds, "flop": flop, **peak_memory(case.device)}
+    seconds, flop = time_synthesis(case) if case.stage == "synthesis" else time_training(case)
+    return {"seconds": seconds, "flop": flop, **read_peak_memory(case.device)}
 
 
-def our_synthesis(case: Case) -> tuple[float, int]:
+def time_synthesis(case: Case) -> tuple[float, int]:
     """Seconds and FLOP of a step, where batches run side by side on a GPU."""
-    on_cuda, network = case.device.type == "cuda", devices.on_device(case.network(), case.device)
+    on_cuda, network = case.device.type == "cuda", devices.move_to_device(case.network(), case.device)
     steps = max(8, 200 * 32**2 // case.images.side**2 if on_cuda else 400 // case.batch)
     at_once = max(1, GPU_IMAGES // case.batch) if on_cuda else 1
     batch, stage = ClassBatch(*case.one_batch, case.views((REPEATS + 1) * steps)), case.setting.synthesis
-    twins = [devices.frozen_copy(network) for _ in range(at_once + 1)]
+    twins = [devices.copy_frozen(network) for _ in range(at_once + 1)]
     computes = [case.compute._replace(compile=False)] + [case.compute] * at_once  # the first counts operations
     given = batch, stage, case.images
     first, *others = (ImageOptimisation(twin, *given, each) for twin, each in zip(twins, computes, strict=True))
@@ -144,18 +144,18 @@ def our_synthesis(case: Case) -> tuple[float, int]:
             for step in graphed:
                 step.join()
 
-    return median_seconds(run) / steps / at_once, counter.get_total_flops()
+    return measure_median(run) / steps / at_once, counter.get_total_flops()
 
 
-def our_training(case: Case) -> tuple[float, int]:
+def time_training(case: Case) -> tuple[float, int]:
     """Seconds and FLOP of a step, from epoch to epoch of `fit`."""
     setting, data = case.setting, Resident(case.pixels, case.labels, case.device)
-    network = devices.on_device(case.network(), case.device)
+    network = devices.move_to_device(case.network(), case.device)
     if case.stage == "student":
-        teacher = relabel.labeller(case.network(1), setting.relabel, case.compute.precision)
-        teacher = devices.on_device(teacher, case.device)
+        teacher = relabel.make_labeller(case.network(1), setting.relabel, case.compute.precision)
+        teacher = devices.move_to_device(teacher, case.device)
         batch_loss = partial(relabel.make_loss(teacher, setting.relabel), network)
-        draw = partial(relabel.mixed_batches, setting, data)
+        draw = partial(relabel.draw_mixed_batches, setting, data)
     else:
         draw = partial(data.train_batches, setting.teacher, case.images.mean, case.images.std, 0)
 
@@ -178,22 +178,22 @@ def our_training(case: Case) -> tuple[float, int]:
     return seconds / case.steps, counter.get_total_flops()
 
 
-def peak_memory(device: torch.device) -> dict:
+def read_peak_memory(device: torch.device) -> dict:
     """MB: of tensors on a GPU; of the whole process on a CPU, which is mostly the libraries."""
     if device.type == "cuda":
         return {"peak_memory_mb": torch.cuda.max_memory_allocated() / 1e6}
     return {"peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3}
 
 
-def matrix_rate() -> float:
+def measure_matrix_rate() -> float:
     """FLOP/s of a square bf16 matrix product."""
     device = devices.choose().device
     size = 8192 if device.type == "cuda" else 2048
     a, b = torch.randn(2, size, size, device=device).bfloat16()
-    return 5 * 2 * size**3 / median_seconds(lambda: [a @ b for _ in range(5)])
+    return 5 * 2 * size**3 / measure_median(lambda: [a @ b for _ in range(5)])
 
 
-def alone(function, *arguments, **environment: str):
+def run_alone(function, *arguments, **environment: str):
     """The result of `function` in a new process, which `environment` reaches before torch is imported."""
     with mock.patch.dict(os.environ, environment), ProcessPoolExecutor(1, get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
@@ -202,18 +202,18 @@ def alone(function, *arguments, **environment: str):
 def measure(case: tuple) -> dict:
     """What one line of the table shows, in seconds, FLOP and MB."""
     print(*case[:3], sep=", ", end=" ...\n", flush=True)
-    one, taken, is_synthesis = Case(*case), {"plain": alone(plain_seconds, case, True)}, case[0] == "synthesis"
-    taken["plain without loader"] = taken["plain"] if is_synthesis else alone(plain_seconds, case, False)
+    one, taken, is_synthesis = Case(*case), {"plain": run_alone(time_plain, case, True)}, case[0] == "synthesis"
+    taken["plain without loader"] = taken["plain"] if is_synthesis else run_alone(time_plain, case, False)
     # What the runner sets for every kernel is a part of how ours runs.
-    taken["ours"] = alone(our_seconds, case, **KERNEL_ENVIRONMENT)
+    taken["ours"] = run_alone(time_ours, case, **KERNEL_ENVIRONMENT)
     if is_synthesis and one.device.type == "cuda":
-        taken["compiled"] = alone(our_seconds, case, True, **KERNEL_ENVIRONMENT)
+        taken["compiled"] = run_alone(time_ours, case, True, **KERNEL_ENVIRONMENT)
     about = dict(zip(("stage", "preset", "network", "images per epoch"), case, strict=True))
     return about | {"batch": one.batch, "iterations": one.setting.synthesis.iterations, "taken": taken}
 
 
-def shown(row: dict, rate: float) -> dict:
-    """One line as the table shows it; `rate` as `matrix_rate` returns it."""
+def format_row(row: dict, rate: float) -> dict:
+    """One line as the table shows it; `rate` as `measure_matrix_rate` returns it."""
     taken, seconds = row["taken"], {kind: one["seconds"] for kind, one in row["taken"].items()}
     kinds = [kind for kind in ("plain", "ours", "compiled") if kind in taken]
     per_image = [f"{seconds[kind] * row['iterations'] / row['batch']:.2g}" for kind in kinds]
@@ -236,7 +236,7 @@ def shown(row: dict, rate: float) -> dict:
     }
 
 
-def file_stem(kind: str, device: str) -> str:
+def make_stem(kind: str, device: str) -> str:
     """The name of a file of results: speed-amd-epyc-2-threads."""
     return f"{kind}-" + re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
 
@@ -244,7 +244,7 @@ def file_stem(kind: str, device: str) -> str:
 def main() -> None:
     compute = devices.choose()
     on_gpu, name, provenance = compute.device.type == "cuda", compute.describe(), store.collect_provenance(compute)
-    rate = alone(matrix_rate)
+    rate = run_alone(measure_matrix_rate)
     rows = [measure(case) for case in (ON_GPU if on_gpu else ON_CPU)]
     memory = "tensors on the GPU" if on_gpu else "the whole process, libraries included"
     text = f"""# Time per step: {name}
@@ -254,10 +254,10 @@ A square bf16 matrix product ran at {rate / 1e9:.0f} GFLOP/s. Seconds per finish
 iterations of the preset, without its weight adjustment) and peak memory ({memory}): \
 plain, ours{", ours compiled" if on_gpu else ""}.
 
-{pd.DataFrame([shown(row, rate) for row in rows]).fillna("").to_markdown(index=False, disable_numparse=True)}
+{pd.DataFrame([format_row(row, rate) for row in rows]).fillna("").to_markdown(index=False, disable_numparse=True)}
 """
-    path = root() / "results" / "bench" / f"{file_stem('speed', name)}.json"
-    store.write_json(path, {"rows": rows, "matrix_rate": rate, **provenance})
+    path = root() / "results" / "bench" / f"{make_stem('speed', name)}.json"
+    store.write_json(path, {"rows": rows, "measure_matrix_rate": rate, **provenance})
     path.with_suffix(".md").write_text(text)
     print(text)
     print(f"written: results/bench/{path.stem}.md and .json")

@@ -9,7 +9,7 @@ figures/bench/growth-DEVICE.*.
 import matplotlib.pyplot as plt
 import pandas as pd
 import torch
-from bench import REPEATS, alone, file_stem, median_seconds, peak_memory
+from bench import REPEATS, make_stem, measure_median, read_peak_memory, run_alone
 
 from dwa_core import batches, devices, models
 from dwa_core.synthesis import synthesize
@@ -39,10 +39,10 @@ def grow(ipc: int, classes: int, side: int) -> dict:
     random = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (IMAGES, side, side, 3), dtype=torch.uint8, generator=random)
     train = batches.Resident(pixels, torch.arange(IMAGES) % classes, compute.device)
-    network = devices.on_device(models.build(NETWORK, classes, setting.stem, side, seed=0), compute.device)
+    network = devices.move_to_device(models.build(NETWORK, classes, setting.stem, side, seed=0), compute.device)
     teacher = network.eval().requires_grad_(False)
-    seconds = median_seconds(lambda: synthesize(setting, train, classes, teacher, compute, Progress("growth")))
-    return {"seconds per image": seconds / (ipc * classes), "images": ipc * classes, **peak_memory(compute.device)}
+    seconds = measure_median(lambda: synthesize(setting, train, classes, teacher, compute, Progress("growth")))
+    return {"seconds per image": seconds / (ipc * classes), "images": ipc * classes, **read_peak_memory(compute.device)}
 
 
 def ticks(values: pd.Series) -> list[float]:
@@ -79,9 +79,9 @@ def main() -> None:
     for series, points in SERIES.items():
         for ipc, classes, side in points:
             point = {"series": series, "ipc": ipc, "classes": classes, "side": side}
-            rows.append(point | alone(grow, ipc, classes, side))
+            rows.append(point | run_alone(grow, ipc, classes, side))
             print(rows[-1], flush=True)
-    stem = file_stem("growth", compute.describe())
+    stem = make_stem("growth", compute.describe())
     measured = {"network": NETWORK, "synthesis": SMALL, "rows": rows, **store.collect_provenance(compute)}
     store.write_json(root() / "results" / "bench" / f"{stem}.json", measured)
     draw(pd.DataFrame(rows), stem)

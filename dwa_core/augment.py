@@ -21,24 +21,24 @@ CROP_TRIES = 10
 
 def normalise(images: torch.Tensor, mean: list[float], std: list[float]) -> torch.Tensor:
     """(x - mean) / std per channel; `images` NCHW in [0, 1], of any float type."""
-    return (images - like_channels(mean, images)) / like_channels(std, images)
+    return (images - broadcast_channels(mean, images)) / broadcast_channels(std, images)
 
 
 def denormalise_to_uint8(images: torch.Tensor, mean: list[float], std: list[float], rounded: bool) -> torch.Tensor:
     """The pixels 0..255 (NHWC, uint8) of normalised images (NCHW): rounded, or truncated as the authors do."""
     images = images.float()
-    pixels = (images * like_channels(std, images) + like_channels(mean, images)) * 255
+    pixels = (images * broadcast_channels(std, images) + broadcast_channels(mean, images)) * 255
     pixels = pixels.round() if rounded else pixels
     return pixels.clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
-def like_channels(values: list[float], images: torch.Tensor) -> torch.Tensor:
+def broadcast_channels(values: list[float], images: torch.Tensor) -> torch.Tensor:
     """One value per channel, shaped to broadcast over `images` (NCHW), of their type and on their device."""
-    return channels(tuple(values), images.dtype, images.device)
+    return make_channels(tuple(values), images.dtype, images.device)
 
 
 @functools.cache
-def channels(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+def make_channels(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Made once each: a copy from the host would make every training step wait for the device."""
     return torch.tensor(values, dtype=dtype, device=device).view(1, -1, 1, 1)
 
@@ -51,7 +51,7 @@ def to_unit_range(images_uint8: torch.Tensor) -> torch.Tensor:
 # ------------------------------------------------------------------------------------- training batches
 
 
-def padded_crop_and_flip(images_uint8: torch.Tensor, padding: int, random: torch.Generator) -> torch.Tensor:
+def pad_crop_and_flip(images_uint8: torch.Tensor, padding: int, random: torch.Generator) -> torch.Tensor:
     """Pads with black, crops back to the size at a random place, flips every second image on average.
 
     Args:
@@ -74,7 +74,7 @@ def padded_crop_and_flip(images_uint8: torch.Tensor, padding: int, random: torch
     return padded[image, rows[:, :, None], columns[:, None, :]]
 
 
-def resized_crop_and_flip(images: torch.Tensor, random: torch.Generator) -> torch.Tensor:
+def crop_resize_and_flip(images: torch.Tensor, random: torch.Generator) -> torch.Tensor:
     """RandomResizedCrop to the images' own side and a random flip, drawn per image.
 
     A crop is never larger than the image, so it is only ever enlarged, and there the antialiased
@@ -85,7 +85,7 @@ def resized_crop_and_flip(images: torch.Tensor, random: torch.Generator) -> torc
         random: on the images' device.
     """
     count, _, height, width = images.shape
-    top, left, crop_height, crop_width = crop_boxes(count, height, width, random)
+    top, left, crop_height, crop_width = draw_boxes(count, height, width, random)
     flipped = torch.rand(count, 1, generator=random, device=images.device) < 0.5
 
     def source(start, extent, size):
@@ -102,7 +102,7 @@ def resized_crop_and_flip(images: torch.Tensor, random: torch.Generator) -> torc
     return F.grid_sample(images, grid.to(images.dtype), mode="bilinear", padding_mode="border", align_corners=False)
 
 
-def crop_boxes(count: int, height: int, width: int, random: torch.Generator) -> torch.Tensor:
+def draw_boxes(count: int, height: int, width: int, random: torch.Generator) -> torch.Tensor:
     """Boxes of RandomResizedCrop: (4, count) floats of whole numbers: top, left, height, width.
 
     As torchvision draws them: ten tries of area and aspect, the first that fits; else a centred crop
@@ -176,13 +176,13 @@ def draw_views(iterations: int, side: int, roll: list[int], resized_crop: bool, 
     host = host_random(VIEWS, *key)
     rolls = torch.from_numpy(host.integers(roll[0], roll[1] + 1, size=(iterations, 2))).double()
     if not resized_crop:
-        return whole_views(rolls, side)
+        return make_whole_views(rolls, side)
     flips = torch.from_numpy(host.random((iterations, 1)) < 0.5).double()
-    boxes = crop_boxes(iterations, side, side, device_random(torch.device("cpu"), CROPS, *key)).double().T
+    boxes = draw_boxes(iterations, side, side, device_random(torch.device("cpu"), CROPS, *key)).double().T
     return torch.cat([rolls, flips, boxes], dim=1)
 
 
-def whole_views(rolls: torch.Tensor, side: int) -> torch.Tensor:
+def make_whole_views(rolls: torch.Tensor, side: int) -> torch.Tensor:
     """The views, as `draw_views` returns them, of whole images rolled by `rolls` (iterations, 2)."""
     whole = torch.tensor([0.0, 0, 0, side, side], dtype=torch.float64)
     return torch.cat([rolls.double(), whole.expand(len(rolls), 5)], dim=1)
@@ -197,12 +197,12 @@ def apply_view(images: torch.Tensor, view: torch.Tensor) -> torch.Tensor:
     """
     side = images.shape[-1]
     roll_rows, roll_columns, flipped, top, left, height, width = view.to(images).unbind()
-    rows = sampling_matrix(top, height, roll_rows, torch.zeros_like(flipped), side)
-    columns = sampling_matrix(left, width, roll_columns, flipped, side)
+    rows = build_sampling_matrix(top, height, roll_rows, torch.zeros_like(flipped), side)
+    columns = build_sampling_matrix(left, width, roll_columns, flipped, side)
     return rows @ images @ columns.T
 
 
-def sampling_matrix(start, extent, roll, flipped, side: int) -> torch.Tensor:
+def build_sampling_matrix(start, extent, roll, flipped, side: int) -> torch.Tensor:
     """(side, side): the weight of each source pixel in each output pixel along one axis; arguments are 0-d tensors."""
     pixels = torch.arange(side, device=start.device, dtype=start.dtype)
     output = (pixels - roll) % side

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.utils.data import DataLoader
 
 from dwa_core import augment, seeds
-from dwa_core.errors import InputError, shown
+from dwa_core.errors import InputError, quote
 from dwa_core.recipe import Training
 
 if TYPE_CHECKING:  # a run whose images are in memory need not wait for it
@@ -43,7 +43,7 @@ class Resident:
         """The images of `indices` as bytes."""
         return upload(self.images_uint8[indices.to(self.images_uint8.device)], self.device)
 
-    def relabelled(self, labels: torch.Tensor) -> "Resident":
+    def relabel(self, labels: torch.Tensor) -> "Resident":
         """The images with `labels` (N,) instead of their own, without those whose label is negative."""
         labels, place = labels.to(self.device), self.images_uint8.device
         kept = labels >= 0
@@ -56,13 +56,13 @@ class Resident:
         rank, processes = self.share
         places = order.to(self.images_uint8.device)  # read once an epoch, where a read per batch would wait for the GPU
         for chosen, place in zip(order.split(stage.batch_size), places.split(stage.batch_size), strict=True):
-            if too_small(chosen, len(self), processes):
+            if is_too_small(chosen, len(self), processes):
                 continue
             pixels = self.pictures(place)
             if stage.crop == "padded":
-                images = augment.to_unit_range(augment.padded_crop_and_flip(pixels, stage.crop_padding, random))
+                images = augment.to_unit_range(augment.pad_crop_and_flip(pixels, stage.crop_padding, random))
             else:
-                images = augment.resized_crop_and_flip(augment.to_unit_range(pixels), random)
+                images = augment.crop_resize_and_flip(augment.to_unit_range(pixels), random)
             yield augment.normalise(images[rank::processes], mean, std), self.labels[chosen[rank::processes]]
 
     def test_batches(self, mean, std) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -104,11 +104,11 @@ class Streamed:
                 image = read_image(self.dataset[index]["image"], self.rows[index])
             except ValueError as error:
                 raise InputError(f"dataset: training {error}") from None
-            chosen.append(np.asarray(squared(image, self.side)))
+            chosen.append(np.asarray(resize_to_square(image, self.side)))
         return torch.from_numpy(np.stack(chosen)).to(self.device)
 
-    def relabelled(self, labels: torch.Tensor) -> "Streamed":
-        """As Resident.relabelled; the files stay as they are."""
+    def relabel(self, labels: torch.Tensor) -> "Streamed":
+        """As Resident.relabel; the files stay as they are."""
         dataset = self.dataset.remove_columns("label").add_column("label", labels.numpy())
         kept = (labels >= 0).nonzero()[:, 0].numpy()
         return Streamed(dataset.select(kept), self.side, self.device, self.rows[kept])
@@ -129,15 +129,15 @@ class Streamed:
         chosen = order.split(batch_size)
         if key is not None:
             rank, processes = self.share
-            chosen = [batch[rank::processes] for batch in chosen if not too_small(batch, len(self), processes)]
+            chosen = [batch[rank::processes] for batch in chosen if not is_too_small(batch, len(self), processes)]
         loader = DataLoader(
-            Cropped(self.dataset, [as_rgb, *list_crops(stage, self.side)], key, self.rows),
+            Cropped(self.dataset, [convert_to_rgb, *list_crops(stage, self.side)], key, self.rows),
             batch_sampler=[batch.tolist() for batch in chosen],
             num_workers=self.workers,
             generator=torch.Generator(),  # else it draws from the global one
             pin_memory=self.device.type == "cuda",
         )
-        for images, labels in readable(loader):
+        for images, labels in read_batches(loader):
             images = upload(images, self.device)  # as bytes, a quarter of what they are as numbers
             images = images.float().div_(255).contiguous(memory_format=torch.channels_last)
             yield augment.normalise(images, mean, std), upload(labels, self.device)
@@ -150,7 +150,7 @@ def upload(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.to(device, non_blocking=True)
 
 
-def too_small(batch: torch.Tensor, images: int, processes: int) -> bool:
+def is_too_small(batch: torch.Tensor, images: int, processes: int) -> bool:
     """Whether a process would train on less than two images, as BatchNorm cannot; of one image in all, it has to."""
     return len(batch) < 2 * processes and images > 1
 
@@ -187,7 +187,7 @@ class Cropped(torch.utils.data.Dataset):
             return functools.reduce(lambda image, step: step(image), self.steps, image), row["label"]
 
 
-def readable(loader: DataLoader) -> Iterator[list[torch.Tensor]]:
+def read_batches(loader: DataLoader) -> Iterator[list[torch.Tensor]]:
     """The batches of `loader`, with a worker's traceback over an image that cannot be read put into one line."""
     try:
         yield from loader
@@ -213,21 +213,21 @@ def read_image(item: dict, row: int) -> Image.Image:
             turned = image.getexif().get(Image.ExifTags.Base.Orientation) is not None
             return ImageOps.exif_transpose(image) if turned else image
     except Exception as error:  # Pillow raises OSError, ValueError, SyntaxError, its own, and what a damaged file hits
-        where = path if content is None else f"number {row}" + (f" ({shown(path)})" if path else "")
+        where = path if content is None else f"number {row}" + (f" ({quote(path)})" if path else "")
         reason = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, UnidentifiedImageError):
             reason = f"it is damaged, or none of {', '.join(FORMATS)}"
         raise ValueError(f"image {where} cannot be read; {reason}") from None
 
 
-def as_rgb(image: Image.Image) -> Image.Image:
+def convert_to_rgb(image: Image.Image) -> Image.Image:
     """RGB with 8 bits per channel, the 16 bits of a grey image scaled down; transparency is left out."""
     if image.mode.startswith("I"):  # Pillow's own conversion cuts off at 255
         image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
     return image.convert("RGB")
 
 
-def squared(image: Image.Image, side: int) -> Image.Image:
+def resize_to_square(image: Image.Image, side: int) -> Image.Image:
     """RGB at side x side, regardless of aspect."""
-    image = as_rgb(image)
+    image = convert_to_rgb(image)
     return image if image.size == (side, side) else image.resize((side, side), Image.Resampling.BILINEAR)

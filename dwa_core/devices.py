@@ -103,12 +103,12 @@ def use_deterministic_algorithms() -> None:
     torch.use_deterministic_algorithms(True)
 
 
-def on_device(network: nn.Module, device: torch.device) -> nn.Module:
+def move_to_device(network: nn.Module, device: torch.device) -> nn.Module:
     """Moves `network` to `device` in the channels-last format, which both cuDNN and oneDNN prefer."""
     return network.to(device, memory_format=torch.channels_last)
 
 
-def frozen_copy(network: nn.Module) -> nn.Module:
+def copy_frozen(network: nn.Module) -> nn.Module:
     """A copy of `network` in eval mode none of whose parameters gets a gradient."""
     twin = copy.deepcopy(network).eval()
     return twin.requires_grad_(False)
@@ -127,7 +127,7 @@ def cast_weights(network: nn.Module, precision: torch.dtype) -> nn.Module:
 
 
 @functools.cache
-def compiler() -> Callable:
+def get_compiled_call() -> Callable:
     """torch.compile's version of a call: (function, tensors) -> what the function returns.
 
     One for all: functions of the same code and networks of the same layers share what was compiled for the first of
@@ -149,7 +149,7 @@ def run(compute: Compute, function: Callable, *inputs: torch.Tensor):
         if not compute.compiles():
             return function(*inputs)
         try:
-            return compiler()(function, *inputs)
+            return get_compiled_call()(function, *inputs)
         except torch._dynamo.exc.TorchDynamoException as error:
             if "out of memory" in str(error):
                 raise

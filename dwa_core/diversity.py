@@ -18,7 +18,7 @@ PASS = 250  # images in one pass through the network
 
 
 @torch.inference_mode()
-def features_and_logits(network: nn.Module, split: Resident | Streamed, mean, std) -> tuple[torch.Tensor, torch.Tensor]:
+def compute_features(network: nn.Module, split: Resident | Streamed, mean, std) -> tuple[torch.Tensor, torch.Tensor]:
     """Features (N, channels) and logits (N, classes) of the images of `split`, in order, on the CPU.
 
     Args:
@@ -43,22 +43,22 @@ def features_and_logits(network: nn.Module, split: Resident | Streamed, mean, st
     return torch.cat(features), torch.cat(logits)
 
 
-def first_of_each_class(split: Resident | Streamed, per_class: int) -> Resident | Streamed:
+def select_first_of_each_class(split: Resident | Streamed, per_class: int) -> Resident | Streamed:
     """The first `per_class` images of each class, or all that there are, in their order."""
     labels = split.labels.cpu().clone()
     for label in labels.unique():
         members = (labels == label).nonzero()[:, 0]
         labels[members[per_class:]] = -1
-    return split.relabelled(labels)
+    return split.relabel(labels)
 
 
-def distance_within_class(features: torch.Tensor, labels: torch.Tensor, classes: int) -> torch.Tensor:
+def measure_distance_within_class(features: torch.Tensor, labels: torch.Tensor, classes: int) -> torch.Tensor:
     """(classes,): mean Euclidean distance over the pairs of images of each class; NaN where it has fewer than two."""
     of_class = [features[labels == label] for label in range(classes)]
     return torch.stack([torch.pdist(members).mean() for members in of_class])
 
 
-def coverage(real: torch.Tensor, generated: torch.Tensor, k: int) -> float:
+def measure_coverage(real: torch.Tensor, generated: torch.Tensor, k: int) -> float:
     """The share of real images with a generated one nearer than their k-th nearest real one.
 
     Coverage of Naeem et al., "Reliable Fidelity and Diversity Metrics for Generative Models", ICML 2020, as
@@ -82,18 +82,18 @@ def measure(images: Images, test: Resident | Streamed, classes: int, teacher: nn
     The distance within a class is divided by that of the real test images of the class under the same
     teacher: 1 is as spread as real images. At most MOST_REAL_IMAGES test images are used, the first of each class.
     """
-    real = first_of_each_class(test, max(1, MOST_REAL_IMAGES // classes))
+    real = select_first_of_each_class(test, max(1, MOST_REAL_IMAGES // classes))
     # The teacher's own std for both, also where the authors' students see another.
-    of_real, _ = features_and_logits(teacher, real, images.mean, images.std)
-    of_distilled, _ = features_and_logits(teacher, distilled, images.mean, images.std)
-    distances = distance_within_class(of_distilled, distilled.labels.cpu(), classes)
-    ratios = distances / distance_within_class(of_real, real.labels.cpu(), classes)
+    of_real, _ = compute_features(teacher, real, images.mean, images.std)
+    of_distilled, _ = compute_features(teacher, distilled, images.mean, images.std)
+    distances = measure_distance_within_class(of_distilled, distilled.labels.cpu(), classes)
+    ratios = distances / measure_distance_within_class(of_real, real.labels.cpu(), classes)
     ratios = torch.where(ratios.isfinite(), ratios, torch.nan)
     k = min(NEAREST, len(real) - 1)
     return {
-        "feature_distance": number(ratios.nanmean()),
-        "feature_distance_by_class": [number(ratio) for ratio in ratios],
-        "coverage": round(coverage(of_real, of_distilled, k), 4) if k > 0 else None,
+        "feature_distance": round_or_none(ratios.nanmean()),
+        "feature_distance_by_class": [round_or_none(ratio) for ratio in ratios],
+        "coverage": round(measure_coverage(of_real, of_distilled, k), 4) if k > 0 else None,
         "k": k,
         "classes": classes,
         "real_images": len(real),
@@ -101,12 +101,12 @@ def measure(images: Images, test: Resident | Streamed, classes: int, teacher: nn
     }
 
 
-def number(value: torch.Tensor) -> float | None:
+def round_or_none(value: torch.Tensor) -> float | None:
     """`value` to four decimals, None for NaN, which JSON does not know."""
     return None if value.isnan() else round(value.item(), 4)
 
 
-def tsne(groups: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+def compute_tsne(groups: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
     """Places in the plane, (N, 2) per group, by one t-SNE of the vectors (N, channels) of all groups together.
 
     Distances mean something within one call only. About 10 s for 2,000 vectors on one core.

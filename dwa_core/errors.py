@@ -11,7 +11,7 @@ SHORT.maxlevel, SHORT.maxlist, SHORT.maxtuple, SHORT.maxdict, SHORT.maxset = 3, 
 SHORT.maxstring = SHORT.maxlong = SHORT.maxother = 200
 
 
-def shown(value) -> str:
+def quote(value) -> str:
     """`value` as a message shows it: at most 60 characters."""
     try:
         text = SHORT.repr(value)

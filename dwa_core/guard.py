@@ -92,7 +92,7 @@ def raise_unless_out_of_memory(error: RuntimeError) -> None:
     traceback.clear_frames(error.__traceback__)
 
 
-def too_large(key: str, size: int, attempt: Callable[[int], None] | None) -> InputError:
+def make_too_large_error(key: str, size: int, attempt: Callable[[int], None] | None) -> InputError:
     """Tries smaller batches, and returns the error to raise for one of `size`, which names the largest that fits.
 
     There is no fall-back to smaller batches: BatchNorm needs the statistics of the whole batch, so the numbers

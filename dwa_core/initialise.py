@@ -12,7 +12,7 @@ from dwa_core.batches import Resident, Streamed
 from dwa_core.recipe import Recipe
 
 
-def initial_indices(
+def choose_initial_indices(
     recipe: Recipe, train: Resident | Streamed, classes: int, teacher: nn.Module
 ) -> torch.Tensor | None:
     """Indices (ipc, classes) of the training images that the synthesis starts from; None where it starts from noise."""
@@ -46,7 +46,7 @@ def draw_real(split: Resident | Streamed, classes: int, ipc: int, seed: int) -> 
 
 def draw_herded(recipe: Recipe, train: Resident | Streamed, classes: int, teacher: nn.Module) -> torch.Tensor:
     """Indices (ipc, classes) of the training images that `herd` chooses by the features of `teacher`."""
-    features, _ = diversity.features_and_logits(teacher, train, recipe.images.mean, recipe.images.std)
+    features, _ = diversity.compute_features(teacher, train, recipe.images.mean, recipe.images.std)
     return herd(features, train.labels.cpu(), classes, recipe.ipc)
 
 

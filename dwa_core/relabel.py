@@ -57,9 +57,9 @@ def use_batch_statistics(network: nn.Module) -> None:
             layer.momentum = 0.0
 
 
-def labeller(teacher: nn.Module, stage: RelabelStage, precision: torch.dtype) -> nn.Module:
+def make_labeller(teacher: nn.Module, stage: RelabelStage, precision: torch.dtype) -> nn.Module:
     """The teacher as it labels: without gradients, its BatchNorm as the relabel stage says."""
-    network = devices.cast_weights(devices.frozen_copy(teacher), precision)
+    network = devices.cast_weights(devices.copy_frozen(teacher), precision)
     if stage.teacher_batch_statistics:
         use_batch_statistics(network)
     return network
@@ -72,9 +72,7 @@ def label(teacher: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor
         return torch.cat([teacher(inputs).float() for inputs, _ in batches])
 
 
-def with_stored_labels(
-    recipe: Recipe, training: Resident, classes: int, teacher: nn.Module, compute: Compute
-) -> Resident:
+def store_labels(recipe: Recipe, training: Resident, classes: int, teacher: nn.Module, compute: Compute) -> Resident:
     """The distilled images with probabilities (N, classes) as labels: one-hot, or the teacher's of each image as it is.
 
     Args:
@@ -89,7 +87,7 @@ def with_stored_labels(
     return Resident(training.images_uint8, labels, training.device)
 
 
-def mixed_batches(recipe: Recipe, training: Resident, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def draw_mixed_batches(recipe: Recipe, training: Resident, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """What the student of `recipe.seed` sees in `epoch`: cropped, flipped and mixed images, and their labels.
 
     Probabilities are mixed as the images are. Classes, from which no student learns, are those before the mixing.
@@ -144,9 +142,9 @@ def train_student(
     # By a key, so that student 0 does not begin with the very weights that teacher 0 began with.
     first_weights = seeds.key_to_seed(STUDENT, recipe.seed)
     student = models.build(recipe.student, classes, recipe.stem, images.side, first_weights)
-    student = devices.on_device(student, compute.device)
+    student = devices.move_to_device(student, compute.device)
     batches = Batches(
-        train=lambda epoch: mixed_batches(recipe, training, epoch),
+        train=lambda epoch: draw_mixed_batches(recipe, training, epoch),
         test=lambda: test.test_batches(images.mean, images.distilled_std),
         key=(STUDENT, recipe.seed),
     )

@@ -205,7 +205,7 @@ def synthesize(
             batches, saved, waiting = [], {}, None  # else they would keep what broke off in memory
             if at_once == 1:
                 attempt = functools.partial(try_batch, recipe, teacher, compute)
-                raise guard.too_large("synthesis.classes_per_batch", per_batch, attempt) from None
+                raise guard.make_too_large_error("synthesis.classes_per_batch", per_batch, attempt) from None
             at_once //= 2  # each is computed by itself, so fewer at once give the same images
             waiting = prepare_batches(recipe, train, classes, teacher, compute, indices, len(done))
             continue
@@ -227,12 +227,12 @@ def try_batch(recipe: Recipe, teacher: nn.Module, compute: Compute, size: int) -
     stage, side = recipe.synthesis, recipe.images.side
     images = torch.zeros(size, 3, side, side, device=compute.device).contiguous(memory_format=torch.channels_last)
     labels = torch.zeros(size, dtype=torch.long, device=compute.device)
-    views = augment.whole_views(torch.zeros(1, 2), side)
+    views = augment.make_whole_views(torch.zeros(1, 2), side)
     if stage.adjustment == "directed":
-        adjust_directed(devices.frozen_copy(teacher), images, labels, views[0], stage.rho, 1)
+        adjust_directed(devices.copy_frozen(teacher), images, labels, views[0], stage.rho, 1)
     eager = compute._replace(compile=False)  # each size would be compiled
     batch = ClassBatch(images, labels, views)
-    ImageOptimisation(devices.frozen_copy(teacher), batch, stage, recipe.images, eager).step()
+    ImageOptimisation(devices.copy_frozen(teacher), batch, stage, recipe.images, eager).step()
 
 
 def prepare_batches(
@@ -253,17 +253,17 @@ def prepare_batches(
             those all the same.
     """
     stage, device = recipe.synthesis, compute.device
-    chosen = initialise.initial_indices(recipe, train, classes, teacher)
+    chosen = initialise.choose_initial_indices(recipe, train, classes, teacher)
     for number, index in enumerate(indices):
         if (number + 1) * classes <= skip:
             continue
-        network, left = devices.frozen_copy(teacher), []
+        network, left = devices.copy_frozen(teacher), []
         for start in range(0, classes, stage.classes_per_batch):
             is_done = number * classes + start < skip
             if stage.weights_between_class_batches == "restored":
                 if is_done:
                     continue
-                network = devices.frozen_copy(teacher)
+                network = devices.copy_frozen(teacher)
             labels = torch.arange(start, min(start + stage.classes_per_batch, classes), device=device)
             key = (stage.seed, index, start)
             if chosen is None:
@@ -281,8 +281,8 @@ def prepare_batches(
                 if stage.image_gradient_after_adjustment == "cleared":
                     gradient = None
                 seen = augment.apply_view(images, views[0])
-                reference = measure_reference(devices.frozen_copy(teacher), seen, stage.r_var)
+                reference = measure_reference(devices.copy_frozen(teacher), seen, stage.r_var)
                 batch = ClassBatch(images, labels, views, gradient, reference)
-                optimisation = ImageOptimisation(devices.frozen_copy(network), batch, stage, recipe.images, compute)
+                optimisation = ImageOptimisation(devices.copy_frozen(network), batch, stage, recipe.images, compute)
                 yield optimisation
                 left = optimisation.weight_gradients  # of all its iterations, which it has had by now

@@ -162,7 +162,7 @@ def fit(
             guard.raise_unless_out_of_memory(error)
             eager = compute._replace(compile=False)  # each size would be compiled
             attempt = (lambda size: backward(eager, inputs[:size], labels[:size])) if alone else None
-            raise guard.too_large(key, len(inputs) if alone else stage.batch_size, attempt) from None
+            raise guard.make_too_large_error(key, len(inputs) if alone else stage.batch_size, attempt) from None
 
     for epoch in bar:
         rate = learning_rate(stage, epoch)
@@ -181,7 +181,7 @@ def fit(
                 losses.append(latest.clone())
                 if progress.due():
                     guard.check_training(progress.label, stage, epoch, torch.stack(losses))
-                    tensors = pack(network, optimizer) | random_state(device) | {"losses": torch.stack(losses)}
+                    tensors = pack(network, optimizer) | get_random_state(device) | {"losses": torch.stack(losses)}
                     progress.save(tensors, {"curve": curve})
         # The first read of an epoch: until here the host runs ahead of the device.
         guard.check_training(progress.label, stage, epoch, torch.stack(losses))
@@ -218,14 +218,14 @@ def unpack(tensors: dict[str, torch.Tensor], network: nn.Module, optimizer: torc
     optimizer.load_state_dict(state)
 
 
-def random_state(device: torch.device) -> dict[str, torch.Tensor]:
+def get_random_state(device: torch.device) -> dict[str, torch.Tensor]:
     """Of the generators that networks draw from, on the host and on `device`."""
     states = {"random.cpu": torch.get_rng_state()}
     return states | ({"random.cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
 
 
 def restore_random_state(tensors: dict[str, torch.Tensor], device: torch.device) -> None:
-    """Puts back what `random_state` returned."""
+    """Puts back what `get_random_state` returned."""
     torch.set_rng_state(tensors["random.cpu"].cpu())
     if device.type == "cuda" and "random.cuda" in tensors:
         torch.cuda.set_rng_state(tensors["random.cuda"].cpu(), device)

@@ -34,10 +34,10 @@ def test_fast_and_plain_synthesis_agree_in_float64_after_ten_iterations(name):
     views = augment.draw_views(10, 16, setting.synthesis.roll, False, 0)
     stage, mean, std = setting.synthesis, setting.images.mean, setting.images.std
     class_batch = ClassBatch(images, torch.arange(4), views)
-    twin = devices.frozen_copy(network)
+    twin = devices.copy_frozen(network)
     slow = plain.synthesize(twin, class_batch.images, class_batch.labels, views, mean, std)
     compute = Compute(torch.device("cpu"), torch.float64)
-    batch = ImageOptimisation(devices.frozen_copy(network), class_batch, stage, setting.images, compute)
+    batch = ImageOptimisation(devices.copy_frozen(network), class_batch, stage, setting.images, compute)
     optimise([batch], Progress("test"), torch.empty(0), {})
     fast = batch.images.detach()
     assert (fast - slow).norm() <= 1e-9 * slow.norm()
@@ -53,7 +53,7 @@ def test_losses_in_bf16_end_within_the_spread_of_three_seeds_in_fp32(digits, tin
         chosen = initialise.draw_real(digits.train, 10, 1, seed)[0]
         initial = augment.normalise(augment.to_unit_range(digits.train.pictures(chosen)), images.mean, images.std)
         views = augment.draw_views(stage.iterations, 16, [0, 2], False, seed)
-        network = devices.frozen_copy(tiny_teacher.network)
+        network = devices.copy_frozen(tiny_teacher.network)
         class_batch = ClassBatch(initial, torch.arange(10), views)
         batch = ImageOptimisation(network, class_batch, stage, images, Compute(torch.device("cpu"), precision))
         optimise([batch], Progress("test"), torch.empty(0), {})
@@ -69,7 +69,7 @@ def test_losses_in_bf16_end_within_the_spread_of_three_seeds_in_fp32(digits, tin
 def test_speed_of_the_plain_loop_and_of_ours_is_taken(stage, monkeypatch):
     monkeypatch.setattr(bench, "REPEATS", 1)
     case = (stage, "cifar10", "convnet-8", 20)
-    theirs, ours = [bench.plain_seconds(case, with_loader) for with_loader in (False, True)], bench.our_seconds(case)
+    theirs, ours = [bench.time_plain(case, with_loader) for with_loader in (False, True)], bench.time_ours(case)
     for taken in (*theirs, ours):
         assert 0 < taken["seconds"] < 10
         assert taken["peak_memory_mb"] > 0
@@ -80,12 +80,14 @@ def test_compiled_synthesis_on_a_gpu_has_a_column_seconds_per_image_and_gigabyte
     taken = {"plain": (0.5, 5300), "plain without loader": (0.5, 5300), "ours": (0.1, 3000), "compiled": (0.05, 2900)}
     taken = {kind: {"seconds": took, "peak_memory_mb": memory, "flop": 1e12} for kind, (took, memory) in taken.items()}
     row = {"stage": "synthesis", "preset": "imagenet-1k", "network": "resnet18", "batch": 100, "iterations": 2000}
-    line = bench.shown(row | {"taken": taken}, 4e13)
+    line = bench.format_row(row | {"taken": taken}, 4e13)
     assert line["ours compiled, ms"] == "50.0"
     assert line["s per finished image"] == "10, 2, 1"
     assert line["peak memory, GB"] == "5.3, 3.0, 2.9"
     assert line["of the bf16 matrix rate"] == "25 %"
-    on_cpu = bench.shown(row | {"stage": "teacher", "taken": {kind: taken[kind] for kind in list(taken)[:3]}}, 4e13)
+    on_cpu = bench.format_row(
+        row | {"stage": "teacher", "taken": {kind: taken[kind] for kind in list(taken)[:3]}}, 4e13
+    )
     assert "ours compiled, ms" not in on_cpu
     assert on_cpu["s per finished image"] == ""
 

@@ -78,7 +78,7 @@ def test_fp32_synthesis_on_the_gpu_is_that_of_the_cpu(digits, tiny_teacher, tiny
     views = augment.draw_views(10, 16, stage.roll, True, 0)
     results = []
     for device in (cpu, CUDA):
-        network = devices.on_device(devices.frozen_copy(tiny_teacher.network), device)
+        network = devices.move_to_device(devices.copy_frozen(tiny_teacher.network), device)
         class_batch = ClassBatch(initial.to(device), torch.arange(10, device=device), views)
         batch = ImageOptimisation(network, class_batch, stage, images, Compute(device, torch.float32))
         optimise([batch], Progress("test"), NOTHING_DONE, {})
@@ -92,11 +92,11 @@ def test_fp32_synthesis_on_the_gpu_is_that_of_the_cpu(digits, tiny_teacher, tiny
 def test_fast_and_plain_synthesis_agree_on_the_gpu(tiny_teacher, tiny_setting):
     """Ten iterations in fp32, replayed from a CUDA graph after the first three, against benchmarks/plain.py."""
     stage, images = (setting := tiny_setting()).synthesis, setting.images
-    network = devices.on_device(devices.frozen_copy(tiny_teacher.network), CUDA)
+    network = devices.move_to_device(devices.copy_frozen(tiny_teacher.network), CUDA)
     random = torch.Generator().manual_seed(0)
     initial = augment.normalise(torch.rand(10, 3, 16, 16, generator=random), images.mean, images.std).to(CUDA)
     views, labels = augment.draw_views(10, 16, [0, 2], False, 0), torch.arange(10, device=CUDA)
-    twin = devices.frozen_copy(network)
+    twin = devices.copy_frozen(network)
     slow = plain.synthesize(twin, initial, labels, views, images.mean, images.std)
     compute = Compute(CUDA, torch.float32)
     batch = ImageOptimisation(network, ClassBatch(initial, labels, views), stage, images, compute)
@@ -108,7 +108,7 @@ def test_fast_and_plain_synthesis_agree_on_the_gpu(tiny_teacher, tiny_setting):
 def test_batches_side_by_side_on_the_gpu_end_as_they_do_one_after_the_other(tiny_teacher, tiny_setting):
     setting = tiny_setting(ipc=3, synthesis={"iterations": 10})
     digits_there = real.load("digits", setting.images, CUDA)
-    teacher_there = devices.on_device(devices.frozen_copy(tiny_teacher.network), CUDA)
+    teacher_there = devices.move_to_device(devices.copy_frozen(tiny_teacher.network), CUDA)
 
     def prepared():
         compute = Compute(CUDA, torch.float32)
@@ -132,7 +132,7 @@ def test_of_batches_side_by_side_half_as_many_are_tried_where_memory_runs_out(
 ):
     setting = tiny_setting(ipc=4)
     train = real.load("digits", setting.images, CUDA).train
-    teacher_there = devices.on_device(devices.frozen_copy(tiny_teacher.network), CUDA)
+    teacher_there = devices.move_to_device(devices.copy_frozen(tiny_teacher.network), CUDA)
     tried = []
 
     def optimise_where_there_is_room(batches, *rest):
@@ -159,7 +159,7 @@ def test_compiled_batches_side_by_side_on_the_gpu_end_as_they_do_without_the_com
         pytest.skip(f"Triton cannot compile here: {str(error).splitlines()[0]}")
     setting = tiny_setting(ipc=3, synthesis={"iterations": 10})
     train = real.load("digits", setting.images, CUDA).train
-    teacher_there = devices.on_device(devices.frozen_copy(tiny_teacher.network), CUDA)
+    teacher_there = devices.move_to_device(devices.copy_frozen(tiny_teacher.network), CUDA)
     made = []
     for compile in (False, True):
         compute = Compute(CUDA, torch.float32, compile)
@@ -197,7 +197,7 @@ def test_training_by_a_graph_is_training_step_by_step(optimizer, digits, tiny_se
     losses = []
     for warm_up in (devices.Graphed.WARM_UP, 10**9):
         monkeypatch.setattr(devices.Graphed, "WARM_UP", warm_up)
-        network = devices.on_device(models.build("convnet-16", 10, "small", 16, seed=0), CUDA)
+        network = devices.move_to_device(models.build("convnet-16", 10, "small", 16, seed=0), CUDA)
         images_and_labels = Batches(
             train=lambda epoch: split.train_batches(stage, [0.3] * 3, [0.4] * 3, epoch),
             test=lambda: split.test_batches([0.3] * 3, [0.4] * 3),

@@ -107,7 +107,7 @@ def test_adjustment_and_ten_iterations_equal_those_of_dwa_core(authors):
     black, white = bounds = normalised_bounds(recipe)
     initial = black + (white - black) * torch.rand(10, 3, 16, 16, dtype=torch.float64, generator=random)
     labels, rolls = torch.arange(10), torch.randint(5, (stage.iterations, 2), generator=random)
-    views = augment.whole_views(rolls, 16)
+    views = augment.make_whole_views(rolls, 16)
 
     gradient = dwa.adjust_weights(ours, initial, labels, rolls[0].tolist())
     assert_close(gradient, adjust_directed(theirs, initial, labels, views[0], stage.rho, stage.steps), **TOLERANCE)

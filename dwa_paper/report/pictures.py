@@ -218,11 +218,11 @@ def compute_tsne(pair: dict[str, StoredSet]) -> dict[str, np.ndarray] | None:
     setting = parse_setting(record["setting"])
     teacher = teachers.load(setting, len(images.classes), device, folder)
     per_class = max(TSNE_PER_CLASS, TSNE_REAL // len(images.classes))
-    some = {"real": diversity.first_of_each_class(images.test, per_class)}
+    some = {"real": diversity.select_first_of_each_class(images.test, per_class)}
     for method, stored in pair.items():
-        some[method] = diversity.first_of_each_class(read_parquet(stored.folder).split(device), TSNE_PER_CLASS)
+        some[method] = diversity.select_first_of_each_class(read_parquet(stored.folder).split(device), TSNE_PER_CLASS)
     logits = {
-        name: diversity.features_and_logits(teacher, split, setting.images.mean, setting.images.std)[1]
+        name: diversity.compute_features(teacher, split, setting.images.mean, setting.images.std)[1]
         for name, split in some.items()
     }
-    return diversity.tsne(logits)
+    return diversity.compute_tsne(logits)

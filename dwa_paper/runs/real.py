@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dwa_core import seeds
-from dwa_core.batches import Resident, Streamed, read_image, squared
+from dwa_core.batches import Resident, Streamed, read_image, resize_to_square
 from dwa_core.errors import InputError
 from dwa_core.recipe import Images
 from dwa_paper.runs import sources, store
@@ -81,7 +81,7 @@ def hold_out(data: ImageData, share: float, ipc: int) -> ImageData:
             )
         order = seeds.host_random(seeds.VALIDATION, label).permutation(len(members))
         held_out[members[torch.from_numpy(order[:count])]] = True
-    train, test = (data.train.relabelled(labels.masked_fill(out, -1)) for out in (held_out, ~held_out))
+    train, test = (data.train.relabel(labels.masked_fill(out, -1)) for out in (held_out, ~held_out))
     return replace(data, train=train, test=test, fingerprint=store.digest(data.fingerprint, "validation", share))
 
 
@@ -134,7 +134,7 @@ def decode(name: str, part: str, dataset: datasets.Dataset, side: int) -> torch.
     images = np.empty((len(dataset), side, side, 3), np.uint8)
     for row, item in enumerate(dataset["image"]):
         try:
-            images[row] = np.asarray(squared(read_image(item, row), side))
+            images[row] = np.asarray(resize_to_square(read_image(item, row), side))
         except ValueError as error:
             raise InputError(f"dataset: {name}: {part} {error}") from None
     return torch.from_numpy(images)

@@ -24,7 +24,7 @@ from dwa_paper.runs.checkpoint import Checkpoint
 from dwa_paper.runs.real import ImageData
 from dwa_paper.runs.teachers import Teacher
 from dwa_paper.settings.environment import root
-from dwa_paper.settings.schema import SYNTHESISED, Setting, non_default, shown
+from dwa_paper.settings.schema import SYNTHESISED, Setting, non_default, quote
 
 PARQUET = "train-00000-of-00001.parquet"
 CARD = Path(__file__).with_name("card.md")  # what the Hugging Face hub shows for a data set, and reads its files from
@@ -194,7 +194,7 @@ def read_external(path: Path, name: str, classes: list[str], ipc: int, side: int
     if set(theirs) == set(classes):
         labels = torch.tensor([classes.index(label) for label in theirs])[labels]
     else:
-        print(f"{path.name}: its classes have other names ({shown(theirs[0])}, ...), so they are taken in their order")
+        print(f"{path.name}: its classes have other names ({quote(theirs[0])}, ...), so they are taken in their order")
     counts = labels.bincount(minlength=len(classes))
     if not (counts == ipc).all():
         wrong = int((counts != ipc).nonzero()[0])

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from datasets.table import InMemoryTable
 from PIL import Image
 
-from dwa_core.errors import InputError, shown
+from dwa_core.errors import InputError, quote
 from dwa_paper.runs import store
 from dwa_paper.settings.datasets import DATASETS
 from dwa_paper.settings.environment import root
@@ -150,7 +150,7 @@ def check_rows(what: str, rows: datasets.Dataset) -> datasets.Dataset:
         if column.null_count:
             row = pc.index(column.is_null(), True).as_py()
             path = images[row].as_py() and images[row].as_py()["path"]
-            instead = f", but a path, {shown(path)}; expected its bytes" if missing == "image" and path else ""
+            instead = f", but a path, {quote(path)}; expected its bytes" if missing == "image" and path else ""
             raise InputError(f"{what}: row {row}, counted from 0, has no {missing}{instead}")
     return rows
 

@@ -83,11 +83,11 @@ def train_after_task(
     Returns: its entry of the record, and its checkpoint, to be removed once the entry is stored.
     """
     teacher, distilled = teachers[-1], sets[-1]
-    labellers = [relabel.labeller(one.network, setting.relabel, compute.precision) for one in teachers]
+    labellers = [relabel.make_labeller(one.network, setting.relabel, compute.precision) for one in teachers]
     if setting.tasks == 1:
         seen, training, label = whole, distilled.split(compute.device), f"student {setting.seed}"
         if setting.relabel.labels != "teacher":
-            training = relabel.with_stored_labels(setting, training, len(whole.classes), labellers[0], compute)
+            training = relabel.store_labels(setting, training, len(whole.classes), labellers[0], compute)
         batch_loss = relabel.make_loss(labellers[0], setting.relabel)
     else:
         count = sum(len(one.classes) for one in sets)

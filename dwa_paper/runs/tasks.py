@@ -55,7 +55,7 @@ def select_classes(data: ImageData, classes: list[int]) -> ImageData:
     """The part of `data` that `classes` are, labels of it without repetition; they become 0, 1, ... in that order."""
     renumbered = torch.full((len(data.classes),), -1)
     renumbered[classes] = torch.arange(len(classes))
-    train, test = (part.relabelled(renumbered[part.labels.cpu()]) for part in (data.train, data.test))
+    train, test = (part.relabel(renumbered[part.labels.cpu()]) for part in (data.train, data.test))
     names = [data.classes[label] for label in classes]
     return replace(data, classes=names, train=train, test=test, fingerprint=digest_classes(data.fingerprint, classes))
 

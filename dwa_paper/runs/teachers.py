@@ -89,7 +89,7 @@ def train_and_store(setting: Setting, data: ImageData, compute: Compute, name: s
         network = models.build(setting.network, classes, setting.stem, images.side, stage.seed)
     if stage.own_weights():
         network = weights.load_own(network, root() / stage.weights, classes if stage.fine_tune else None)
-    network = devices.on_device(network, compute.device)
+    network = devices.move_to_device(network, compute.device)
     batches = Batches(
         train=lambda epoch: data.train.train_batches(stage, images.mean, images.std, TEACHER, stage.seed, epoch),
         test=lambda: data.test.test_batches(images.mean, images.std),
@@ -141,4 +141,4 @@ def load(setting: Setting, classes: int, device: torch.device, folder: Path) -> 
     state = load_file(folder / "model.safetensors")
     guard.check_weights(f"{folder}", state, "delete it, so that it is made again")
     network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
-    return devices.on_device(network, device).eval().requires_grad_(False)
+    return devices.move_to_device(network, device).eval().requires_grad_(False)

@@ -7,7 +7,7 @@ from pathlib import Path
 from dwa_core.errors import InputError, suggest
 from dwa_paper.settings import grid
 from dwa_paper.settings.reading import load_yaml
-from dwa_paper.settings.schema import Setting, resolve, shown
+from dwa_paper.settings.schema import Setting, quote, resolve
 
 SETTINGS = grid.SETTINGS
 NOTEBOOKS = SETTINGS.with_name("notebooks")
@@ -21,7 +21,7 @@ def list_profiles() -> list[str]:
 def check_profile(profile: str) -> None:
     """Raises InputError if there are no settings of that profile."""
     if profile not in (profiles := list_profiles()):
-        raise InputError(f"profile: {shown(profile)} is not known; {suggest(profile, profiles)}")
+        raise InputError(f"profile: {quote(profile)} is not known; {suggest(profile, profiles)}")
 
 
 def list_products() -> list[str]:
@@ -36,11 +36,11 @@ def read(path: Path) -> dict:
         raise InputError(f"seed: not allowed in {path}; seeds says which student seeds are run, such as seeds: [0, 1]")
     for key, expected in {"profile": path.parent.name, "name": path.stem}.items():
         if parameters.get(key) != expected:
-            raise InputError(f"{key}: {shown(parameters.get(key))} is not allowed; {path} must say {expected}")
+            raise InputError(f"{key}: {quote(parameters.get(key))} is not allowed; {path} must say {expected}")
     products, names = list_products(), parameters.get("shown_in")
     for name in names if isinstance(names, list) else []:
         if name not in products:
-            raise InputError(f"shown_in: {shown(name)} in {path} has no notebook; {suggest(name, products)}")
+            raise InputError(f"shown_in: {quote(name)} in {path} has no notebook; {suggest(name, products)}")
     return parameters
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError
 
-from dwa_core.errors import InputError, shown, suggest
+from dwa_core.errors import InputError, quote, suggest
 from dwa_core.recipe import Count, Positive, Recipe, Seed, Strict
 from dwa_paper.settings.environment import check_environment, root
 from dwa_paper.settings.presets import AUTHORS, PRESETS, merge
@@ -78,11 +78,11 @@ def resolve(parameters: dict) -> Setting:
         InputError: an unknown key, a wrong type or an impossible value; one line.
     """
     if not isinstance(parameters, dict):
-        raise InputError(f"settings: {shown(parameters)} is not a mapping of keys to values")
+        raise InputError(f"settings: {quote(parameters)} is not a mapping of keys to values")
     given = {key: value for key, value in parameters.items() if value is not None}
     name = given.get("preset")
     if not isinstance(name, str) or name not in PRESETS:
-        raise InputError(f"preset: {shown(name)} is not known; {suggest(name, PRESETS)}")
+        raise InputError(f"preset: {quote(name)} is not known; {suggest(name, PRESETS)}")
     preset = dict(PRESETS[name])
     sre2l, authors, best, recipes = (preset.pop(key) for key in ("sre2l", "authors", "best", "teacher_recipes"))
     own_recipe, teacher = preset["teacher"]["recipe"], given.get("teacher")
@@ -90,7 +90,7 @@ def resolve(parameters: dict) -> Setting:
     recipes = {own_recipe: {}, **recipes}
     if recipe not in recipes:
         allowed = ", ".join(recipes)
-        raise InputError(f"teacher.recipe: {shown(recipe)} is not allowed with this preset; allowed: {allowed}")
+        raise InputError(f"teacher.recipe: {quote(recipe)} is not allowed with this preset; allowed: {allowed}")
     layers = [preset, {"teacher": recipes[recipe]}]
     if given.get("method") == "sre2l":
         layers.append({"synthesis": sre2l})
@@ -138,7 +138,7 @@ def describe_error(error: ValidationError) -> str:
         allowed = ALLOWED[details["ctx"]["pattern"]]
     elif kind in ("float_type", "int_type") and isinstance(value, str) and re.fullmatch(r"[-+.\de]+", value):
         allowed += " (a number in quotes is text, and so is 1e-3 in YAML: write 0.001 or 1.0e-3)"
-    return f"{key}: {shown(value)} is not allowed; {allowed}"
+    return f"{key}: {quote(value)} is not allowed; {allowed}"
 
 
 def check_values(setting: Setting) -> None:
@@ -168,4 +168,4 @@ def check_values(setting: Setting) -> None:
     for key, holds, reason in rules:
         if not holds:
             value = reduce(getattr, key.split("."), setting)
-            raise InputError(f"{key}: {shown(value)} is not allowed{reason}")
+            raise InputError(f"{key}: {quote(value)} is not allowed{reason}")

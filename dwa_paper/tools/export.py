@@ -161,7 +161,7 @@ def write_soft_labels(
     soft_labels/one.safetensors.
     "epochs": of each image that the student of `setting` sees, augmented and mixed, in the order in which it sees
     them: soft_labels/epoch-0000.safetensors and so on. The inputs are not stored: the same setting and kind of device
-    draw them again (`relabel.mixed_batches`).
+    draw them again (`relabel.draw_mixed_batches`).
 
     With `top_k`, the logits of the k likeliest classes, their classes, and for all others together the logit that
     gives them, at the recipe's temperature, the share of probability that they had.
@@ -173,13 +173,13 @@ def write_soft_labels(
         raise InputError(f"{teacher}: the teacher of this set is not on this machine, so it cannot label")
     compute = devices.choose(setting.device, setting.precision)
     network = teachers.load(setting, classes, compute.device, teacher_folder)
-    labeller, training = relabel.labeller(network, stage, compute.precision), distilled.split(compute.device)
+    labeller, training = relabel.make_labeller(network, stage, compute.precision), distilled.split(compute.device)
     if kind == "one":
         batches = {"one": training.test_batches(images.mean, images.distilled_std)}
     else:
         rows = slice(None)  # the student's own order
         epochs = range(stage.epochs)
-        batches = {f"epoch-{epoch:04d}": relabel.mixed_batches(setting, training, epoch) for epoch in epochs}
+        batches = {f"epoch-{epoch:04d}": relabel.draw_mixed_batches(setting, training, epoch) for epoch in epochs}
     size = count_bytes(len(training), classes, len(batches), top_k)
     print(f"soft labels: {len(batches)} x {len(training)} images, {format_bytes(size)}", flush=True)
     folder.mkdir()

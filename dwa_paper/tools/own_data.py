@@ -23,7 +23,7 @@ from dwa_paper.settings.environment import root
 from dwa_paper.settings.files import read
 from dwa_paper.settings.presets import PRESETS, merge
 from dwa_paper.settings.reading import parse_yaml
-from dwa_paper.settings.schema import ALLOWED, NAME, resolve, shown
+from dwa_paper.settings.schema import ALLOWED, NAME, quote, resolve
 
 MEASURED = 2000  # images that the sizes and the colours are taken from
 # Up to which median of the images' short sides a recipe is taken, and the side in pixels that it works at.
@@ -43,7 +43,7 @@ def distill(folder: Path, network: str, ipc: int, differences: list[str]) -> Non
     if not re.fullmatch(NAME, folder.name):
         short = re.sub(r"[^A-Za-z0-9._-]+", "-", folder.name).strip("-._") or "images"
         link = f"ln -s {shlex.quote(folder.name)} {short}"
-        raise InputError(f"DATA: {shown(folder.name)} is not allowed; {ALLOWED[NAME]}; rename it or link to it: {link}")
+        raise InputError(f"DATA: {quote(folder.name)} is not allowed; {ALLOWED[NAME]}; rename it or link to it: {link}")
     os.environ["DWA_DATA"] = str(folder.parent)
     models.find_builders("network", network)
     path = write_settings(build_settings(folder.name, network, ipc, given))
@@ -62,7 +62,7 @@ def parse_differences(texts: list[str]) -> dict:
         key, equals, value = text.partition("=")
         stage, dot, inner = key.partition(".")
         if not equals or not stage or (dot and not inner):
-            raise InputError(f"{shown(text)} is not allowed; expected key=value or stage.key=value")
+            raise InputError(f"{quote(text)} is not allowed; expected key=value or stage.key=value")
         value = parse_yaml(value, key)
         result = merge(result, {stage: {inner: value} if dot else value})
     return result
@@ -112,7 +112,7 @@ def write_settings(parameters: dict) -> Path:
         there, here = (pd.json_normalize(each.model_dump()).to_dict("records")[0] for each in settings)
         for key in here:  # such as teacher.epochs
             if there[key] != here[key]:
-                both = f"{key} is {shown(there[key])} there and {shown(here[key])} here"
+                both = f"{key} is {quote(there[key])} there and {quote(here[key])} here"
                 raise InputError(f"{path}: {both}; {otherwise}")
     if (record := find_record(setting.model_copy(update={"seed": setting.seeds[0]}))) is not None:
         device = devices.choose(setting.device).device

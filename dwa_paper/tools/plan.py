@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from tabulate import tabulate
 
 from dwa_core import devices
-from dwa_core.errors import InputError, shown
+from dwa_core.errors import InputError, quote
 from dwa_paper.runs import store
 from dwa_paper.runs.real import choose_place, describe_storage
 from dwa_paper.runs.records import find_missing, name_artifacts, parse_setting, read_all
@@ -147,7 +147,7 @@ def print_plan(profile: str, device: str = "here") -> None:
     """
     check_profile(profile)
     if device not in ("here", *flops.DEVICES):
-        raise InputError(f"device: {shown(device)} is not known; allowed: here, {', '.join(flops.DEVICES)}")
+        raise InputError(f"device: {quote(device)} is not known; allowed: here, {', '.join(flops.DEVICES)}")
     device = devices.choose().describe() if device == "here" else device
     records, runs = read_records(), list_runs(profile)
     missing = find_missing(runs)

@@ -6,10 +6,10 @@ import torch.nn.functional as F
 
 from dwa_core import devices, initialise
 from dwa_core.adjust import adjust_directed, adjust_random
-from dwa_core.augment import apply_view, normalise, to_unit_range, whole_views
+from dwa_core.augment import apply_view, make_whole_views, normalise, to_unit_range
 from dwa_core.seeds import device_random
 
-VIEW = whole_views(torch.tensor([[1, 2]]), 16)[0]
+VIEW = make_whole_views(torch.tensor([[1, 2]]), 16)[0]
 
 
 @pytest.fixture(scope="session")
@@ -23,7 +23,7 @@ def real_batch(digits, tiny_setting):
 
 @pytest.fixture
 def network(tiny_teacher):
-    return devices.frozen_copy(tiny_teacher.network).double()
+    return devices.copy_frozen(tiny_teacher.network).double()
 
 
 def weights(network) -> torch.Tensor:
@@ -46,7 +46,7 @@ def cross_entropy(network, batch) -> float:
 @pytest.mark.parametrize("rho", [0.001, 0.015, 0.1])
 def test_one_directed_step_is_of_length_rho_along_the_gradient_of_the_loss(rho, network, real_batch):
     images, labels = real_batch
-    plain = devices.frozen_copy(network).requires_grad_(True)
+    plain = devices.copy_frozen(network).requires_grad_(True)
     F.cross_entropy(plain(apply_view(images, VIEW)), labels).backward()
     gradient = torch.cat([parameter.grad.flatten() for parameter in plain.parameters()])
     before = weights(network)
@@ -67,7 +67,7 @@ def test_directed_adjustment_raises_the_loss_within_the_length_rho(network, real
 
 def test_random_adjustment_is_one_direction_of_length_rho_that_its_generator_draws(network, cpu):
     def moved(*key):
-        twin = devices.frozen_copy(network)
+        twin = devices.copy_frozen(network)
         adjust_random(twin, 0.015, device_random(cpu, *key))
         return weights(twin) - weights(network)
 
@@ -102,7 +102,7 @@ def test_adjustment_leaves_batchnorm_statistics_images_and_freezing_alone(kind, 
 
 def test_image_gradient_is_summed_over_the_steps(network, real_batch):
     images, labels = real_batch
-    expected, twin = torch.zeros_like(images), devices.frozen_copy(network)
+    expected, twin = torch.zeros_like(images), devices.copy_frozen(network)
     for _ in range(2):
         seen = images.clone().requires_grad_(True)
         F.cross_entropy(twin(apply_view(seen, VIEW)), labels).backward()

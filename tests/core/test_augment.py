@@ -68,7 +68,7 @@ def test_pixels_are_rounded_or_truncated_and_kept_in_range():
 
 def test_padded_crop_and_flip_is_a_crop_of_the_blackened_border():
     images = random_bytes(64, 6, 6, 3).clamp(min=1)
-    result = augment.padded_crop_and_flip(images, 2, seeded(0))
+    result = augment.pad_crop_and_flip(images, 2, seeded(0))
     assert result.dtype == torch.uint8
     seen = []
     for image, got in zip(images, result, strict=True):
@@ -91,7 +91,7 @@ def test_padded_crop_and_flip_is_a_crop_of_the_blackened_border():
 
 def test_padded_crop_without_padding_only_flips():
     images = random_bytes(32, 5, 5, 3)
-    result = augment.padded_crop_and_flip(images, 0, seeded(0))
+    result = augment.pad_crop_and_flip(images, 0, seeded(0))
     flipped = [torch.equal(got, image.flip(1)) for image, got in zip(images, result, strict=True)]
     kept = [torch.equal(got, image) for image, got in zip(images, result, strict=True)]
     assert all(a != b for a, b in zip(flipped, kept, strict=True))
@@ -100,8 +100,8 @@ def test_padded_crop_without_padding_only_flips():
 
 def test_resized_crop_and_flip_is_torchvisions_resized_crop_of_the_same_boxes():
     images = random_images(40, 3, 24, 24)
-    boxes = augment.crop_boxes(40, 24, 24, seeded(3)).int().T.tolist()
-    result = augment.resized_crop_and_flip(images, seeded(3))
+    boxes = augment.draw_boxes(40, 24, 24, seeded(3)).int().T.tolist()
+    result = augment.crop_resize_and_flip(images, seeded(3))
     flips = 0
     for image, got, box in zip(images, result, boxes, strict=True):
         plain = TF.resized_crop(image, *box, size=[24, 24], antialias=True)
@@ -114,7 +114,7 @@ def test_resized_crop_and_flip_is_torchvisions_resized_crop_of_the_same_boxes():
 
 def test_crop_boxes_are_distributed_as_torchvisions():
     side, count = 64, 20_000
-    top, left, height, width = augment.crop_boxes(count, side, side, seeded(0))
+    top, left, height, width = augment.draw_boxes(count, side, side, seeded(0))
     torch.manual_seed(0)
     image = torch.empty(3, side, side)
     theirs = torch.tensor([RandomResizedCrop.get_params(image, [0.08, 1.0], [3 / 4, 4 / 3]) for _ in range(5_000)])
@@ -250,5 +250,5 @@ def test_gradients_flow_through_a_view(view):
 
 def test_roll_alone_moves_pixels_exactly_and_loses_none():
     images = random_images(2, 3, 6, 6)
-    (view,) = augment.whole_views(torch.tensor([[2, 1]]), 6)
+    (view,) = augment.make_whole_views(torch.tensor([[2, 1]]), 6)
     assert torch.equal(augment.apply_view(images, view), images.roll((2, 1), dims=(2, 3)))

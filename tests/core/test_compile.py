@@ -24,7 +24,7 @@ def compiler(monkeypatch):
     with torch._inductor.config.patch({"cpp.simdlen": 1, "compile_threads": 1}):
         torch._dynamo.reset()
         torch._dynamo.utils.counters.clear()
-        devices.compiler.cache_clear()
+        devices.get_compiled_call.cache_clear()
         yield
     torch._dynamo.reset()
 
@@ -56,7 +56,7 @@ def test_compiled_synthesis_and_training_are_those_of_eager_and_compiled_once(di
 
         [entry] = fit(network, setting.teacher, batches, batch_loss, compute, Progress("teacher"))
         graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
-        teacher = devices.frozen_copy(network)
+        teacher = devices.copy_frozen(network)
         made, losses = synthesis.synthesize(setting, train, 10, teacher, compute, Progress("synthesis"))
         graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
         results.append((entry["loss"], network.state_dict(), made.float(), torch.tensor(losses["total"])))

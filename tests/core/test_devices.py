@@ -51,7 +51,7 @@ def test_network_computes_in_the_chosen_precision_and_keeps_its_weights(precisio
 
 def test_frozen_copy_shares_nothing_with_the_network():
     network = models.build("convnet-8", 10, "small", 16, seed=0).train()
-    twin = devices.frozen_copy(network)
+    twin = devices.copy_frozen(network)
     assert not any(layer.training for layer in twin.modules())
     assert not any(parameter.requires_grad for parameter in twin.parameters())
     before = parameters_to_vector(network.parameters()).detach()

@@ -36,7 +36,7 @@ def brightness():
 
 def test_distance_is_the_mean_over_the_pairs_of_each_class():
     features = torch.tensor([[0.0, 0.0], [7.0, 7.0], [3.0, 4.0], [7.0, 7.0], [0.0, 0.0], [1.0, 1.0]])
-    found = diversity.distance_within_class(features, torch.tensor([0, 1, 0, 1, 0, 2]), 4)
+    found = diversity.measure_distance_within_class(features, torch.tensor([0, 1, 0, 1, 0, 2]), 4)
     assert found[:2].tolist() == pytest.approx([10 / 3, 0.0])  # pairs 5, 0 and 5; identical images
     assert found[2:].isnan().all()  # one image, and none
 
@@ -48,23 +48,23 @@ def cluster(centre: float, count: int, seed: int) -> torch.Tensor:
 def test_a_set_covers_itself_and_one_of_two_far_clusters_is_half():
     near, far = cluster(0.0, 40, 0), cluster(1000.0, 40, 1)
     both = torch.cat([near, far])
-    assert diversity.coverage(both, both, 5) == 1.0
-    assert diversity.coverage(both, near, 5) == 0.5
-    assert diversity.coverage(both, cluster(-1000.0, 40, 2), 5) == 0.0
+    assert diversity.measure_coverage(both, both, 5) == 1.0
+    assert diversity.measure_coverage(both, near, 5) == 0.5
+    assert diversity.measure_coverage(both, cluster(-1000.0, 40, 2), 5) == 0.0
 
 
 def test_coverage_counts_real_images_whose_ball_holds_a_generated_one():
     real = torch.tensor([[0.0], [1.0], [3.0], [7.0]])  # radii at k 1: 1, 1, 2, 4; at k 2: 3, 2, 3, 6
     generated = torch.tensor([[-1.5], [4.5]])  # nearest: 1.5, 2.5, 1.5, 2.5
-    assert diversity.coverage(real, generated, 1) == 0.5
-    assert diversity.coverage(real, generated, 2) == 0.75
+    assert diversity.measure_coverage(real, generated, 1) == 0.5
+    assert diversity.measure_coverage(real, generated, 2) == 0.75
     on_the_border = torch.tensor([[-1.0]])  # the ball is open, as in prdc
-    assert diversity.coverage(real, on_the_border, 1) == 0.0
+    assert diversity.measure_coverage(real, on_the_border, 1) == 0.0
 
 
 def test_coverage_of_a_sample_of_the_same_kind_is_as_its_docstring_says():
     real, generated = cluster(0.0, 1500, 0), cluster(0.0, 300, 1)
-    assert diversity.coverage(real, generated, 5) == pytest.approx(1 - (1500 / 1800) ** 5, abs=0.06)
+    assert diversity.measure_coverage(real, generated, 5) == pytest.approx(1 - (1500 / 1800) ** 5, abs=0.06)
 
 
 # ------------------------------------------------------------------------------------------- features
@@ -74,7 +74,7 @@ def test_features_are_the_mean_of_the_last_convolution_before_anything_overwrite
     with torch.no_grad():
         brightness[1].bias = nn.Parameter(torch.tensor([-0.5]))  # the ReLU behind it would cut half of them
     split = split_of([0, 51, 255], [0, 1, 1], cpu)
-    features, logits = diversity.features_and_logits(brightness, split, **PLAIN)
+    features, logits = diversity.compute_features(brightness, split, **PLAIN)
     torch.testing.assert_close(features, torch.tensor([[-0.5], [-0.3], [0.5]]))
     torch.testing.assert_close(logits, brightness(torch.tensor([0, 0.2, 1]).view(3, 1, 1, 1).expand(3, 3, 16, 16)))
     assert not any(layer._forward_hooks for layer in brightness.modules())
@@ -85,7 +85,7 @@ def test_features_of_a_resnet_are_what_its_last_convolution_gives(digits, cpu):
     outputs = []
     hook = network.layer4[1].conv2.register_forward_hook(lambda _layer, _inputs, output: outputs.append(output))
     some = batches.Resident(digits.test.images_uint8[:3], digits.test.labels[:3], cpu)
-    features, _ = diversity.features_and_logits(network, some, **PLAIN)
+    features, _ = diversity.compute_features(network, some, **PLAIN)
     hook.remove()
     torch.testing.assert_close(features, outputs[0].mean((2, 3)))
 
@@ -107,7 +107,7 @@ def test_every_network_has_features(name, stem, side, cpu):
     network = models.build(name, 3, stem, side, seed=0).eval()
     pictures = torch.randint(0, 256, (2, side, side, 3), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     split = batches.Resident(pictures, torch.tensor([0, 1]), cpu)
-    features, logits = diversity.features_and_logits(network, split, **PLAIN)
+    features, logits = diversity.compute_features(network, split, **PLAIN)
     assert features.ndim == 2
     assert logits.shape == (2, 3)
     assert features.isfinite().all()
@@ -175,9 +175,9 @@ def test_streamed_images_are_measured_too(tiny_setting, cpu, monkeypatch):
 
 def test_tsne_keeps_clusters_apart_and_groups_in_order():
     groups = {"real": torch.cat([cluster(0.0, 30, 0), cluster(100.0, 30, 1)]), "made": cluster(100.0, 10, 2)}
-    places = diversity.tsne(groups)
+    places = diversity.compute_tsne(groups)
     assert {name: place.shape for name, place in places.items()} == {"real": (60, 2), "made": (10, 2)}
     first, second = places["real"][:30].mean(0), places["real"][30:].mean(0)
     made = places["made"].mean(0)
     assert math.dist(made, second) < math.dist(made, first)
-    np.testing.assert_array_equal(diversity.tsne(groups)["made"], places["made"])
+    np.testing.assert_array_equal(diversity.compute_tsne(groups)["made"], places["made"])

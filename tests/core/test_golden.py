@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from dwa_core.adjust import adjust_directed
-from dwa_core.augment import whole_views
+from dwa_core.augment import make_whole_views
 from dwa_core.devices import Compute
 from dwa_core.synthesis import ClassBatch, ImageOptimisation
 from dwa_paper.settings import schema
@@ -59,7 +59,7 @@ def test_adjustment_and_synthesis_match_the_authors_functions(authors):
     setting = resolve("cifar100", authors)
     stage, network = setting.synthesis, golden_network(golden)
     images, labels = tensor("images"), tensor("labels")
-    views = whole_views(tensor("offsets"), images.shape[-1])
+    views = make_whole_views(tensor("offsets"), images.shape[-1])
 
     image_gradient = adjust_directed(network, images, labels, views[0], stage.rho, stage.steps)
     for name, value in network.state_dict().items():
@@ -88,7 +88,7 @@ def test_two_class_batches_match_the_authors_functions_for_imagenet():
             return torch.from_numpy(golden[f"batch{number}/{name}"])
 
         images, labels = tensor("images"), tensor("labels")
-        views = whole_views(tensor("offsets"), images.shape[-1])
+        views = make_whole_views(tensor("offsets"), images.shape[-1])
         image_gradient = adjust_directed(network, images, labels, views[0], stage.rho, stage.steps, left)
         for name, value in network.state_dict().items():
             torch.testing.assert_close(value, tensor(f"adjusted/{name}"), **TOLERANCE)

@@ -100,12 +100,12 @@ def test_batch_that_does_not_fit_is_refused_with_one_that_does(room, advice, err
             raise error
 
     with refused("teacher.batch_size: a batch of 50 does not fit into the GPU's memory", advice):
-        raise guard.too_large("teacher.batch_size", 50, attempt)
+        raise guard.make_too_large_error("teacher.batch_size", 50, attempt)
 
 
 def test_smaller_batch_that_cannot_be_tried_is_suggested(refused):
     with refused("teacher.batch_size: a batch of 50 does not fit into the GPU's memory; try 25"):
-        raise guard.too_large("teacher.batch_size", 50, None)
+        raise guard.make_too_large_error("teacher.batch_size", 50, None)
 
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["allocation", "graph"])
@@ -151,7 +151,7 @@ def test_every_stage_says_which_batch_would_fit(
         with refused("relabel.batch_size: a batch of 8 does not fit", "; 4 would"):
             relabel.train_student(setting, 10, distilled, digits.test, batch_loss, compute, Progress("student"))
     else:
-        network = devices.frozen_copy(tiny_teacher.network)
+        network = devices.copy_frozen(tiny_teacher.network)
         network.register_forward_pre_hook(crowded)
         with refused("synthesis.classes_per_batch: a batch of 10 does not fit", "; 5 would"):
             synthesize(setting, digits.train, 10, network, compute, Progress("synthesis"))
@@ -190,7 +190,7 @@ def test_what_broke_off_for_want_of_memory_is_gone_before_less_is_tried(
     digits, tiny_teacher, tiny_setting, compute, monkeypatch, refused
 ):
     broken, alive = [], []
-    too_large = guard.too_large
+    too_large = guard.make_too_large_error
 
     class Short(synthesis.ImageOptimisation):
         def step(self):
@@ -205,7 +205,7 @@ def test_what_broke_off_for_want_of_memory_is_gone_before_less_is_tried(
         return too_large(key, size, attempt)
 
     monkeypatch.setattr(synthesis, "ImageOptimisation", Short)
-    monkeypatch.setattr(guard, "too_large", watched)
+    monkeypatch.setattr(guard, "make_too_large_error", watched)
     with refused("a batch of 10 does not fit", "; 2 would"):
         synthesize(tiny_setting(), digits.train, 10, tiny_teacher.network, compute, Progress("short"))
     assert alive == [None]
@@ -219,7 +219,7 @@ def test_test_batch_that_is_too_large_is_tested_in_halves(tiny_teacher, digits, 
         if sizes[-1] > 100:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    network, images = devices.frozen_copy(tiny_teacher.network), tiny_setting().images
+    network, images = devices.copy_frozen(tiny_teacher.network), tiny_setting().images
     expected = accuracy(network, digits.test.test_batches(images.mean, images.std), compute)
     network.register_forward_pre_hook(crowded)
     assert accuracy(network, digits.test.test_batches(images.mean, images.std), compute) == expected

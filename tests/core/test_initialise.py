@@ -50,7 +50,7 @@ def test_synthesis_starts_from_the_images_that_its_recipe_names(initial, digits,
     setting = tiny_setting(ipc=2, synthesis=still)
     made, _ = synthesize(setting, digits.train, 10, tiny_teacher.network, compute, Progress("test"))
     images = setting.images
-    features, _ = diversity.features_and_logits(tiny_teacher.network, digits.train, images.mean, images.std)
+    features, _ = diversity.compute_features(tiny_teacher.network, digits.train, images.mean, images.std)
     expected = {
         "real": initialise.draw_real(digits.train, 10, 2, seed=0),
         "herded": initialise.herd(features, digits.train.labels, 10, 2),

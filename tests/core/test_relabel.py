@@ -68,14 +68,14 @@ def test_stored_labels_are_mixed_as_the_images_are(labels, mixing, tiny_setting)
     colours = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())  # a teacher whose logits are the mean colours
     training = Resident(images, classes, torch.device("cpu"))
     compute = Compute(torch.device("cpu"), torch.float32)
-    training = relabel.with_stored_labels(setting, training, 3, colours, compute)
+    training = relabel.store_labels(setting, training, 3, colours, compute)
     white = torch.tensor([1.0, 1, 1]) / torch.tensor(setting.images.distilled_std)
     dark = -torch.tensor(setting.images.mean) / torch.tensor(setting.images.distilled_std)
     of_class = torch.eye(3)
     if labels == "fixed":
         of_class = F.softmax((dark + torch.eye(3) * white) / setting.relabel.temperature, dim=1)
     mixed_ones = 0
-    for inputs, found in relabel.mixed_batches(setting, training, 0):
+    for inputs, found in relabel.draw_mixed_batches(setting, training, 0):
         shares = (inputs.mean((2, 3)) - dark) / white
         torch.testing.assert_close(shares.sum(1), torch.ones(12))
         torch.testing.assert_close(found, shares @ of_class, atol=1e-4, rtol=0)
@@ -85,7 +85,7 @@ def test_stored_labels_are_mixed_as_the_images_are(labels, mixing, tiny_setting)
 
 def test_batch_statistics_label_differently_and_leave_the_running_ones_alone(tiny_teacher):
     images = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    labeller = devices.frozen_copy(nn.Sequential(tiny_teacher.network, nn.Dropout(0.9)))
+    labeller = devices.copy_frozen(nn.Sequential(tiny_teacher.network, nn.Dropout(0.9)))
     running = labeller(images)
     relabel.use_batch_statistics(labeller)
     buffers = {name: value.clone() for name, value in labeller.named_buffers() if "running" in name}
@@ -93,6 +93,6 @@ def test_batch_statistics_label_differently_and_leave_the_running_ones_alone(tin
     assert len(buffers) == 6
     for name, value in labeller.named_buffers():
         assert name not in buffers or torch.equal(value, buffers[name]), name
-    plain = devices.frozen_copy(tiny_teacher.network).train()  # it has BatchNorm, and nothing else that trains
+    plain = devices.copy_frozen(tiny_teacher.network).train()  # it has BatchNorm, and nothing else that trains
     torch.testing.assert_close(batch, plain(images))
     assert not torch.allclose(batch, running, atol=1e-2)

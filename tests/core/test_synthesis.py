@@ -33,7 +33,7 @@ def test_images_stay_in_the_range_of_pixels_and_losses_fall(tiny_teacher, tiny_s
     views = augment.draw_views(stage.iterations, 16, stage.roll, False, 0)
     black, white = (augment.normalise(torch.full((1, 3, 1, 1), v), images.mean, images.std) for v in (0.0, 1.0))
 
-    network = devices.frozen_copy(tiny_teacher.network)
+    network = devices.copy_frozen(tiny_teacher.network)
     batch = ImageOptimisation(network, ClassBatch(initial, torch.arange(10), views), stage, images, compute)
     for iteration in range(stage.iterations):
         batch.step()
@@ -57,8 +57,8 @@ def test_images_stay_in_the_range_of_pixels_and_losses_fall(tiny_teacher, tiny_s
 def test_learning_rate_reaches_the_images_through_adam_without_warmup(tiny_teacher, tiny_setting, compute):
     stage, images = (setting := tiny_setting(synthesis={"learning_rate": 0.01})).synthesis, setting.images
     initial = torch.zeros(10, 3, 16, 16)
-    views = augment.whole_views(torch.zeros(1, 2), 16)
-    network = devices.frozen_copy(tiny_teacher.network)
+    views = augment.make_whole_views(torch.zeros(1, 2), 16)
+    network = devices.copy_frozen(tiny_teacher.network)
     batch = ImageOptimisation(network, ClassBatch(initial, torch.arange(10), views), stage, images, compute)
     optimise([batch], Progress("test"), NOTHING_DONE, {})
     result = batch.images.detach()

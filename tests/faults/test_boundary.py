@@ -12,7 +12,7 @@ import pytest
 import yaml
 from fault_tools import GOOD, settings_file, snapshot
 
-from dwa_core.errors import InputError, shown
+from dwa_core.errors import InputError, quote
 from dwa_paper import __main__
 from dwa_paper.runs import records, sets, store, teachers
 from dwa_paper.settings import files, reading
@@ -100,12 +100,12 @@ def test_value_that_explodes_is_shown_in_short():
     recursive = []
     recursive.append(recursive)
     for each in (value, [value], {"a": value}, recursive, 10**4000, 10**5000, "x" * 10**7, b"x" * 10**7, {10**5000}):
-        assert len(shown(each)) <= 60
+        assert len(quote(each)) <= 60
 
 
 def test_short_values_are_shown_whole():
     for value in ("cifar10", [4, 0], {"epochs": 3}, None, 1.5, "it's", (1, "a"), ["cifar10"]):
-        assert shown(value) == repr(value)
+        assert quote(value) == repr(value)
 
 
 @pytest.mark.parametrize(

@@ -307,7 +307,7 @@ def test_image_that_cannot_be_read_is_named_by_its_row(side, place, refused):
 
 def test_row_keeps_its_number_where_others_are_left_out(place, refused):
     write_rows(place, [row(), row(), row(), {"bytes": b"", "path": None}])
-    train = load(72).train.relabelled(torch.tensor([-1, 0, -1, 1]))
+    train = load(72).train.relabel(torch.tensor([-1, 0, -1, 1]))
     train.workers = 0
     with refused("dataset: training image number 3 cannot be read"):
         train.pictures(torch.tensor([1]))

@@ -131,7 +131,7 @@ def test_bounds_of_the_relabel_stage_give_finite_losses(relabel, tiny_setting, d
 
     setting = tiny_setting(relabel={"epochs": 1, "test_every": 1, **relabel})
     labeller = stage.labeller(tiny_teacher.network, setting.relabel, compute.precision)
-    training = digits.train.relabelled(torch.where(torch.arange(len(digits.train)) < 20, digits.train.labels, -1))
+    training = digits.train.relabel(torch.where(torch.arange(len(digits.train)) < 20, digits.train.labels, -1))
     loss = stage.make_loss(labeller, setting.relabel)
     curve = stage.train_student(setting, 10, training, digits.test, loss, compute, Progress("student"))
     assert torch.tensor(curve[0]["loss"]).isfinite()

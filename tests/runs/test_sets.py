@@ -153,7 +153,7 @@ def test_herded_real_images_are_those_that_synthesis_would_start_from(
     setting = tiny_setting(method="herded-real", ipc=2)
     found = sets.load_or_synthesize(setting, digits, tiny_teacher, compute)
     start = tiny_setting(synthesis={"initial": "herded"}, ipc=2)
-    chosen = initialise.initial_indices(start, digits.train, 10, tiny_teacher.network)
+    chosen = initialise.choose_initial_indices(start, digits.train, 10, tiny_teacher.network)
     assert torch.equal(found.images_uint8, digits.train.images_uint8[chosen.flatten()])
     assert found.labels.tolist() == list(range(10)) * 2
     other = dataclasses.replace(tiny_teacher, artifact="another")

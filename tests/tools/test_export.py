@@ -211,8 +211,8 @@ def test_students_with_fixed_labels_learn_from_the_labels_that_are_exported(
     export.export(distilled.artifact, tmp_path / "out", "tensors", "one")
     exported = export.read_soft_labels(tmp_path / "out" / "soft_labels" / "one.safetensors", 10)
     setting = tiny_setting(relabel={"labels": "fixed"})
-    network = relabel.labeller(tiny_teacher.network, setting.relabel, compute.precision)
-    taught = relabel.with_stored_labels(setting, distilled.split(compute.device), 10, network, compute)
+    network = relabel.make_labeller(tiny_teacher.network, setting.relabel, compute.precision)
+    taught = relabel.store_labels(setting, distilled.split(compute.device), 10, network, compute)
     by_class = distilled.labels.argsort(stable=True)
     expected = (exported / setting.relabel.temperature).softmax(1)
     torch.testing.assert_close(taught.labels[by_class], expected, atol=2e-3, rtol=2e-3)
@@ -239,7 +239,7 @@ def test_student_taught_by_stored_labels_is_the_student_taught_on_the_fly(
             rows, self.rows = self.rows[: len(inputs)], self.rows[len(inputs) :]
             return rows
 
-    monkeypatch.setattr(relabel.devices, "frozen_copy", lambda network: network)
+    monkeypatch.setattr(relabel.devices, "copy_frozen", lambda network: network)
     monkeypatch.setattr(students.diversity, "measure", lambda *_: {})
     taught = dataclasses.replace(tiny_teacher, network=Stored())
     renamed = setting.model_copy(update={"name": "replayed"})

@@ -245,7 +245,7 @@ def test_matched_statistics_and_their_gradient_are_exact_whatever_follows_the_ba
         if isinstance(layer, nn.BatchNorm2d):
             nn.init.uniform_(layer.weight, 0.5, 1.5, generator=torch.Generator().manual_seed(1))
             nn.init.uniform_(layer.running_var, 0.5, 1.5, generator=torch.Generator().manual_seed(2))
-    network = devices.frozen_copy(network)
+    network = devices.copy_frozen(network)
     images = torch.rand(4, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     images.requires_grad_(True)
     seen = []
