@@ -130,7 +130,7 @@ def test_bounds_of_the_relabel_stage_give_finite_losses(relabel, tiny_setting, d
     from dwa_core.training import Progress
 
     setting = tiny_setting(relabel={"epochs": 1, "test_every": 1, **relabel})
-    labeller = stage.labeller(tiny_teacher.network, setting.relabel, compute.precision)
+    labeller = stage.make_labeller(tiny_teacher.network, setting.relabel, compute.precision)
     training = digits.train.relabel(torch.where(torch.arange(len(digits.train)) < 20, digits.train.labels, -1))
     loss = stage.make_loss(labeller, setting.relabel)
     curve = stage.train_student(setting, 10, training, digits.test, loss, compute, Progress("student"))
