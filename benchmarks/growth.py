@@ -14,8 +14,7 @@ from bench import REPEATS, make_stem, measure_median, read_peak_memory, run_alon
 from dwa_core import batches, devices, models
 from dwa_core.synthesis import synthesize
 from dwa_core.training import Progress
-from dwa_paper.report.charts import use_style
-from dwa_paper.report.product import save_figure
+from dwa_paper.report.product import save_figure, use_style
 from dwa_paper.runs import store
 from dwa_paper.settings import schema
 from dwa_paper.settings.environment import root

@@ -33,11 +33,9 @@ def adjust_directed(
     Returns: (N, 3, H, W), the sum over the steps of the gradient with respect to `images`, which the authors' code
         leaves in place for the first image update.
     """
-    parameters = list(network.parameters())
+    parameters = list(network.requires_grad_(True).parameters())
     images, view = images.detach().requires_grad_(True), view.to(images)
     image_gradient = torch.zeros_like(images)
-    for parameter in parameters:
-        parameter.requires_grad_(True)
     for step in range(steps):
         loss = F.cross_entropy(network(apply_view(images, view)), labels)
         *gradients, of_images = torch.autograd.grad(loss, [*parameters, images])
@@ -45,8 +43,7 @@ def adjust_directed(
         if added and step == 0:
             torch._foreach_add_(gradients, list(added))
         move(parameters, gradients, rho / steps)
-    for parameter in parameters:
-        parameter.requires_grad_(False)
+    network.requires_grad_(False)
     return image_gradient
 
 

@@ -66,10 +66,8 @@ def pad_crop_and_flip(images_uint8: torch.Tensor, padding: int, random: torch.Ge
     padded = F.pad(images_uint8, (0, 0, padding, padding, padding, padding))
     top, left = torch.randint(0, 2 * padding + 1, (2, count, 1), generator=random, device=device)
     flipped = torch.rand(count, 1, generator=random, device=device) < 0.5
-    rows = top + torch.arange(height, device=device)
-    columns = left + torch.where(
-        flipped, width - 1 - torch.arange(width, device=device), torch.arange(width, device=device)
-    )
+    rows, across = top + torch.arange(height, device=device), torch.arange(width, device=device)
+    columns = left + torch.where(flipped, across.flip(0), across)
     image = torch.arange(count, device=device)[:, None, None]
     return padded[image, rows[:, :, None], columns[:, None, :]]
 
@@ -120,15 +118,10 @@ def draw_boxes(count: int, height: int, width: int, random: torch.Generator) -> 
     left = (uniform[3, :, 0] * (width - box_width + 1)).floor()
     fallback_width = min(width, round(height * CROP_RATIO[1]))
     fallback_height = min(height, round(width / CROP_RATIO[0]))
+    drawn = top, left, box_height, box_width
+    centred = (height - fallback_height) // 2, (width - fallback_width) // 2, fallback_height, fallback_width
     found = fits.any(1)
-    return torch.stack(
-        [
-            torch.where(found, top, (height - fallback_height) // 2),
-            torch.where(found, left, (width - fallback_width) // 2),
-            torch.where(found, box_height, fallback_height),
-            torch.where(found, box_width, fallback_width),
-        ]
-    )
+    return torch.stack([torch.where(found, own, other) for own, other in zip(drawn, centred, strict=True)])
 
 
 def mix(

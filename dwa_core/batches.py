@@ -3,7 +3,7 @@
 import functools
 import io
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -115,21 +115,17 @@ class Streamed:
 
     def train_batches(self, stage: Training, mean, std, *key: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """As Resident.train_batches, with a crop resized as PIL does."""
-        return self.batches(stage, mean, std, stage.batch_size, key)
+        order = torch.randperm(len(self), generator=seeds.device_random(torch.device("cpu"), *key))
+        rank, processes = self.share
+        whole = [batch for batch in order.split(stage.batch_size) if not is_too_small(batch, len(self), processes)]
+        return self.batches([batch[rank::processes] for batch in whole], stage, mean, std, key)
 
     def test_batches(self, mean, std) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Every image once: resized so that the short side is 256/224 of the side, then cropped at the centre."""
-        return self.batches(None, mean, std, STREAMED_TEST_BATCH, None)
+        return self.batches(torch.arange(len(self)).split(STREAMED_TEST_BATCH), None, mean, std, ())
 
-    def batches(self, stage: Training | None, mean, std, batch_size: int, key: tuple[int, ...] | None):
-        """Normalised batches (B, 3, side, side), as `list_crops` has them; shuffled if there is a `key`."""
-        order = torch.arange(len(self))
-        if key is not None:
-            order = torch.randperm(len(self), generator=seeds.device_random(torch.device("cpu"), *key))
-        chosen = order.split(batch_size)
-        if key is not None:
-            rank, processes = self.share
-            chosen = [batch[rank::processes] for batch in chosen if not is_too_small(batch, len(self), processes)]
+    def batches(self, chosen: Sequence[torch.Tensor], stage: Training | None, mean, std, key: tuple[int, ...]):
+        """Normalised batches (B, 3, side, side) of the images `chosen`, as `list_crops` has them; drawn by `key`."""
         loader = DataLoader(
             Cropped(self.dataset, [convert_to_rgb, *list_crops(stage, self.side)], key, self.rows),
             batch_sampler=[batch.tolist() for batch in chosen],
@@ -171,9 +167,7 @@ def list_crops(stage: Training | None, side: int) -> list:
 class Cropped(torch.utils.data.Dataset):
     """What a worker makes of an image: bytes (3, side, side) and the label, drawn by `key` and the image's number."""
 
-    def __init__(
-        self, dataset: "datasets.Dataset", steps: list[Callable], key: tuple[int, ...] | None, rows: np.ndarray
-    ):
+    def __init__(self, dataset: "datasets.Dataset", steps: list[Callable], key: tuple[int, ...], rows: np.ndarray):
         self.dataset, self.steps, self.key, self.rows = dataset, steps, key, rows
 
     def __len__(self) -> int:
@@ -183,7 +177,7 @@ class Cropped(torch.utils.data.Dataset):
         row = self.dataset[index]
         image = read_image(row["image"], self.rows[index])
         with torch.random.fork_rng(devices=[]):  # torchvision's transforms draw from the global generator
-            torch.manual_seed(seeds.key_to_seed(*(self.key or ()), index))
+            torch.manual_seed(seeds.key_to_seed(*self.key, index))
             return functools.reduce(lambda image, step: step(image), self.steps, image), row["label"]
 
 

@@ -49,19 +49,14 @@ def kl_divergence(
     return loss * stage.temperature**2 if stage.loss_times_temperature_squared else loss
 
 
-def use_batch_statistics(network: nn.Module) -> None:
-    """Puts the BatchNorm layers in train mode, their running statistics unmoved, as the authors' teacher labels."""
-    for layer in network.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            layer.train()
-            layer.momentum = 0.0
-
-
 def make_labeller(teacher: nn.Module, stage: RelabelStage, precision: torch.dtype) -> nn.Module:
     """The teacher as it labels: without gradients, its BatchNorm as the relabel stage says."""
     network = devices.cast_weights(devices.copy_frozen(teacher), precision)
-    if stage.teacher_batch_statistics:
-        use_batch_statistics(network)
+    if stage.teacher_batch_statistics:  # the running ones stay as they are, as in the authors' code
+        for layer in network.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.train()
+                layer.momentum = 0.0
     return network
 
 
@@ -76,7 +71,7 @@ def store_labels(recipe: Recipe, training: Resident, classes: int, teacher: nn.M
     """The distilled images with probabilities (N, classes) as labels: one-hot, or the teacher's of each image as it is.
 
     Args:
-        teacher: as `labeller` returns it.
+        teacher: as `make_labeller` returns it.
     """
     stage, images = recipe.relabel, recipe.images
     if stage.labels == "hard":
@@ -105,7 +100,7 @@ def make_loss(teacher: nn.Module, stage: RelabelStage) -> Callable[..., torch.Te
     """The loss of a student: (student, mixed images, their labels) -> mean loss of the batch.
 
     Args:
-        teacher: as `labeller` returns it.
+        teacher: as `make_labeller` returns it.
     """
 
     def loss_with_teacher(student: nn.Module, images: torch.Tensor, _labels: torch.Tensor) -> torch.Tensor:

@@ -129,14 +129,8 @@ def fit(
         unpack(drawn, network, optimizer)
     # Text to stdout, here and elsewhere, as a notebook shows it too. tqdm.auto would make a widget of it, which
     # papermill's log leaves out altogether, and which stays at 0 % in the executed notebook.
-    bar = tqdm(
-        range(len(curve), stage.epochs),
-        desc=progress.label,
-        unit="epoch",
-        initial=len(curve),
-        total=stage.epochs,
-        file=sys.stdout,
-    )
+    shown = {"desc": progress.label, "unit": "epoch", "initial": len(curve), "total": stage.epochs, "file": sys.stdout}
+    bar = tqdm(range(len(curve), stage.epochs), **shown)
     latest = torch.zeros((), device=device)
 
     def backward(compute: Compute, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

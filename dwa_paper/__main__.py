@@ -51,9 +51,8 @@ def report_error(error: Exception) -> int:
     message = str(error)
     if isinstance(error, OSError) and error.filename:
         message = f"{error.filename}: {error.strerror}"
-    elif not hasattr(error, "exit_code"):  # none of ours; papermill's has the name and text of what a cell raised
-        name, text = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", message)
-        message = f"{name}: {text} (DWA_DEBUG=1 shows the traceback)"
+    elif not hasattr(error, "exit_code"):  # none of ours
+        message = f"{type(error).__name__}: {message} (DWA_DEBUG=1 shows the traceback)"
     line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(message.split()))
     print(f"error: {line}", file=sys.stderr)  # without what would command a terminal
     return getattr(error, "exit_code", 1)
@@ -82,14 +81,10 @@ def build_parser() -> Parser:
     command.add_argument("--profile", default="demo")
     add_steps(command)
     add("settings", "settings.grid:write", "write the settings of grid.yaml as files, for bare papermill")
-    command = add(
-        "plan", "tools.plan:print_plan", "list what of a profile is done and missing, and its hours", "profile"
-    )
+    command = add("plan", "tools.plan:print_plan", "list what of a profile is done and missing, with hours", "profile")
     command.add_argument("--device", default="here", help="the hours are for: here (default), h100, a100 or rtx4090")
     add("status", "tools.status:print_states", "list which runs are done, running, failed or waiting", "profile")
-    command = add(
-        "verify", "tools.verify:verify", "check artifacts, records, tables and figures of a profile", "profile"
-    )
+    command = add("verify", "tools.verify:verify", "check a profile's artifacts, records, tables, figures", "profile")
     command.add_argument("--rerun", type=int, default=0, metavar="N", help="make N records again, drawn at random")
     add("docs", "report.prose:write", "write the numbers that README.md and docs/ quote from the records")
     add("publish", "tools.publish:publish", "copy the artifacts that records name to results/artifacts/", "profile")
@@ -103,9 +98,7 @@ def build_parser() -> Parser:
     command.add_argument("folder", metavar="DATA", type=Path)
     command.add_argument("--network", default="resnet18", help="of teacher and student; default: resnet18")
     command.add_argument("--ipc", type=int, default=10, help="images per class; default: 10")
-    command.add_argument(
-        "--with", nargs="*", default=[], dest="differences", metavar="KEY=VALUE", help="such as seed=1"
-    )
+    command.add_argument("--with", nargs="*", default=[], dest="differences", metavar="KEY=VALUE", help="e.g. seed=1")
     command = add("fleet", "tools.fleet:run_all", "make the missing records on many GPUs or machines with Ray")
     command.add_argument("targets", nargs="+", metavar="TARGET", help=f"a profile, or {setting}")
     command.add_argument("--gpus-per-task", type=float, help="default: 1 where the cluster has GPUs, else 0")

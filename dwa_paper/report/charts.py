@@ -27,15 +27,6 @@ RIGHT = {"loc": "upper left", "bbox_to_anchor": (1, 1), "frameon": False}  # a l
 BELOW = {"loc": "outside lower center", "ncols": 3, "frameon": False}  # a legend of the whole figure
 
 
-def use_style() -> None:
-    """One look for all figures: light grid, embedded fonts, text that stays text in SVG."""
-    import seaborn as sns  # here because it takes a second, which no run of a setting must wait
-
-    sns.set_theme(context="notebook", style="whitegrid", font="DejaVu Sans")
-    plt.rcParams.update({"svg.fonttype": "none", "savefig.bbox": "tight", "figure.constrained_layout.use": True})
-    plt.rcParams["svg.hashsalt"] = "dwa"  # the same figure gives the same file, byte for byte
-
-
 def empty_figure(text: str) -> Figure:
     """A figure that says why it is empty."""
     figure, axis = plt.subplots(figsize=(6, 1))
@@ -187,10 +178,7 @@ def label_panels(rows: pd.DataFrame) -> Figure:
         return empty_figure("no record yet")
     shown = [labels for labels in LABELS if (rows["labels"] == labels).any()]
     cells = list(dict.fromkeys(zip(rows["data set"], rows["ipc"], rows["student"], strict=True)))
-    kinds = rows.drop_duplicates("images").sort_values(
-        ["method", "recipe"],
-        key=lambda column: column.map({name: place for place, name in enumerate([*METHODS, *RECIPES])}),
-    )
+    kinds = rows.drop_duplicates("images").sort_values(["method", "recipe"], key=sort_key)
     found = rows.groupby(["labels", *PLACE, "images"])["accuracy"].agg(list)
     widths = [len(found[labels]) + 1.5 * len(found[labels].groupby(level=PLACE)) for labels in shown]
     size = (1.5 + 0.42 * sum(widths), 4.2)

@@ -106,17 +106,10 @@ def contents(profile: str, runs: list[Run]) -> str:
 
 def origins(runs: list[Run]) -> pd.DataFrame:
     """How many records each device and code revision has, and when the last of them was finished."""
-    keys = ["device", "precision", "revision"]
-    rows = [
-        (
-            record["device"],
-            record["precision"],
-            f"{(record['revision'] or 'unknown')[:10]}{'' if record['tree_clean'] else ', with changes'}",
-            record["finished"][:10],
-        )
-        for _, _, record in runs
-        if record is not None
-    ]
+    keys, rows = ["device", "precision", "revision"], []
+    for record in [run.record for run in runs if run.record is not None]:
+        revision = (record["revision"] or "unknown")[:10] + ("" if record["tree_clean"] else ", with changes")
+        rows.append((record["device"], record["precision"], revision, record["finished"][:10]))
     grouped = pd.DataFrame(rows, columns=[*keys, "finished"]).groupby(keys, sort=False)["finished"]
     return grouped.agg(["size", "max"]).reset_index().set_axis([*keys, "records", "last finished"], axis=1)
 

@@ -47,6 +47,8 @@ def collect_runs(profile: str, product: str | None = None) -> list[Run]:
 class Product:
     """One table or figure in its notebook, whose heading is the title and whose last Markdown cell is the caption.
 
+    Making that of a figure sets matplotlib's style.
+
     Args:
         variables: the notebook's `globals()`, with its one parameter, the profile.
 
@@ -61,6 +63,8 @@ class Product:
         self.caption = " ".join(texts[-1].split())
         # Before the records are read: one that comes later must not count as shown.
         self.digest = digest(name, files.list_runs(self.profile))
+        if name.startswith("figure-"):
+            use_style()
 
     @cached_property
     def runs(self) -> list[Run]:
@@ -97,6 +101,16 @@ class Product:
         paths[0].parent.mkdir(parents=True, exist_ok=True)
         print(*(path.relative_to(root()) for path in paths), sep="\n")
         return paths
+
+
+def use_style() -> None:
+    """One look for all figures: light grid, embedded fonts, text that stays text in SVG."""
+    import matplotlib.pyplot as plt
+    import seaborn as sns  # here because it takes a second, which no table and no run of a setting must wait
+
+    sns.set_theme(context="notebook", style="whitegrid", font="DejaVu Sans")
+    plt.rcParams.update({"svg.fonttype": "none", "savefig.bbox": "tight", "figure.constrained_layout.use": True})
+    plt.rcParams["svg.hashsalt"] = "dwa"  # the same figure gives the same file, byte for byte
 
 
 def save_figure(figure, path: Path, **about: str) -> None:

@@ -103,18 +103,10 @@ def steps_rho_map(runs: list[Run]) -> Figure:
         return charts.empty_figure("no record yet")
     figure, axes = plt.subplots(1, len(panels), figsize=(5.5 * len(panels), 4.2), squeeze=False)
     for axis, (panel, rows) in zip(axes[0], panels, strict=True):
-        table = rows.pivot_table(
-            index="synthesis.steps", columns="synthesis.rho", values="accuracy", dropna=False, observed=False
-        )
-        sns.heatmap(
-            table.sort_index(ascending=False),
-            ax=axis,
-            cmap=sns.blend_palette(["#e0e0e0", DARK], as_cmap=True),  # no white, which is a cell not run
-            annot=True,
-            fmt=".1f",
-            linewidths=1,
-            cbar_kws={"label": "test accuracy, %"},
-        )
+        table = rows.pivot_table("accuracy", "synthesis.steps", "synthesis.rho", dropna=False, observed=False)
+        look = {"annot": True, "fmt": ".1f", "linewidths": 1, "cbar_kws": {"label": "test accuracy, %"}}
+        colours = sns.blend_palette(["#e0e0e0", DARK], as_cmap=True)  # no white, which is a cell not run
+        sns.heatmap(table.sort_index(ascending=False), ax=axis, cmap=colours, **look)
         noise = seed_noise(rows, ["synthesis.steps", "synthesis.rho"])
         axis.set(xlabel=f"weight magnitude $\\rho$\n{noise}", ylabel="steps K")
         axis.grid(False)
@@ -139,13 +131,14 @@ def teacher_curves(runs: list[Run]) -> Figure:
     batches = sorted(rows[axes[2]].unique())
     size = (2 + 3.6 * len(recipes), 0.8 + 3.2 * len(groups))
     figure, grid = plt.subplots(len(groups), len(recipes), figsize=size, sharey="row", squeeze=False)
-    looks, handles = {"random-real": ("dimgrey", "s"), "dwa": (DARK, "o")}, {}
+    markers, handles = dict(zip(METHODS, "sD^ov", strict=True)), {}
     for (group, recipe), chosen in rows.groupby(["panel", "teacher.recipe"]):
         axis = grid[groups.index(group), recipes.index(recipe)]
         for (method, batch), points in chosen.groupby(["method", "relabel.batch_size"]):
             line = points.groupby("teacher.epochs")["accuracy"].agg(["mean", "std"])
-            (colour, marker), style = looks[method], ["-", "--", ":"][batches.index(batch)]
-            look = {"color": colour, "marker": marker, "mfc": colour if style == "-" else "white", "ls": style}
+            style = ["-", "--", ":"][batches.index(batch) % 3]
+            colour = {"dwa": DARK, "sre2l": LIGHT}.get(method, "dimgrey")
+            look = {"color": colour, "marker": markers[method], "ls": style, "mfc": colour if style == "-" else "white"}
             label = f"{METHODS[method]}, student's batch size {batch}"
             axis.errorbar([epochs.index(each) for each in line.index], line["mean"], line["std"], label=label, **look)
         cell = (*chosen.iloc[0][["data set", "ipc", "student"]], "dwa")

@@ -75,10 +75,8 @@ def hold_out(data: ImageData, share: float, ipc: int) -> ImageData:
         members = (labels == label).nonzero()[:, 0]
         count = round(share * len(members))
         if count == 0 or len(members) - count < ipc:
-            raise InputError(
-                f"validation: {share} is not allowed; of the {len(members)} training images of class {name!r} it "
-                f"holds out {count}, and {ipc} are needed for training"
-            )
+            reason = f"of the {len(members)} training images of class {name!r} it holds out {count}"
+            raise InputError(f"validation: {share} is not allowed; {reason}, and {ipc} are needed for training")
         order = seeds.host_random(seeds.VALIDATION, label).permutation(len(members))
         held_out[members[torch.from_numpy(order[:count])]] = True
     train, test = (data.train.relabel(labels.masked_fill(out, -1)) for out in (held_out, ~held_out))

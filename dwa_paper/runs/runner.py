@@ -179,19 +179,13 @@ def execute(notebook: Path, executed: Path, parameters: dict, show: Callable[[st
             show(text)
 
         stream = SimpleNamespace(write=write, flush=log.flush)
+        options = {"kernel_name": "python3", "progress_bar": False, "stdout_file": stream, "stderr_file": stream}
+        options["parameters"] = {key: value for key, value in parameters.items() if value is not None}
+        # Errors of cells come back through papermill; the kernel's own log would add that it was shut down.
+        options["extra_arguments"] = ["--IPKernelApp.log_level=CRITICAL"]
         write(f"=== {executed.parents[1].name}: {executed.stem} ({notebook.name})\n")
         try:
-            papermill.execute_notebook(
-                str(notebook),
-                str(running),
-                parameters={key: value for key, value in parameters.items() if value is not None},
-                kernel_name="python3",
-                progress_bar=False,
-                stdout_file=stream,
-                stderr_file=stream,
-                # Errors of cells come back through papermill; the kernel's own log would add that it was shut down.
-                extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
-            )
+            papermill.execute_notebook(str(notebook), str(running), **options)
             running.replace(executed)
             log.write(f"=== done in {format_time(time.time() - began)}\n")
         except BrokenPipeError:  # nobody reads what is shown

@@ -61,15 +61,9 @@ def describe(setting: Setting, data_fingerprint: str, teacher_artifact: str) -> 
     elif setting.method == "external":
         own = {"files": store.digest(store.compute_checksums(external_folder(setting)))}
     else:
-        own = {
-            "mean": images.mean,
-            "std": images.distilled_std,
-            "stage": non_default(stage),
-            "precision": setting.precision,
-            "teacher": teacher_artifact,
-            **({"deterministic": True} if setting.deterministic else {}),
-            **({"compile": setting.compile} if setting.compile != "auto" else {}),
-        }
+        own = {"mean": images.mean, "std": images.distilled_std, "stage": non_default(stage)}
+        own |= {"precision": setting.precision, "teacher": teacher_artifact}
+        own |= setting.model_dump(include={"deterministic", "compile"}, exclude_defaults=True)
     described = {"method": setting.method, "ipc": setting.ipc, "side": images.side, "data": data_fingerprint, **own}
     return f"{setting.dataset}-{setting.method}-ipc{setting.ipc}-{store.digest(described)}", described
 
@@ -89,9 +83,8 @@ def external_folder(setting: Setting, download: bool = False) -> Path:
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", setting.distilled):
         raise InputError(f"distilled: {folder} is not a folder")
     try:
-        return Path(
-            huggingface_hub.snapshot_download(setting.distilled, repo_type="dataset", local_files_only=not download)
-        )
+        copy = huggingface_hub.snapshot_download(setting.distilled, repo_type="dataset", local_files_only=not download)
+        return Path(copy)
     except Exception as error:  # the hub's client raises many kinds: connection, gated, missing
         reason = sources.summarise(error)
         raise InputError(f"distilled: {folder} is not a folder, and there is no copy from the hub; {reason}") from None
@@ -214,9 +207,8 @@ def write_parquet(pictures: torch.Tensor, classes: list[str], path: Path, storag
         encoded.append({"bytes": buffer.getvalue(), "path": None})
     order = np.arange(len(pictures))
     columns = {"image": encoded, "label": order % len(classes), "ipc_index": order // len(classes)}
-    features = datasets.Features(
-        image=datasets.Image(), label=datasets.ClassLabel(names=classes), ipc_index=datasets.Value("int32")
-    )
+    label = datasets.ClassLabel(names=classes)
+    features = datasets.Features(image=datasets.Image(), label=label, ipc_index=datasets.Value("int32"))
     datasets.Dataset.from_dict(columns, features=features).to_parquet(path)
 
 
@@ -225,14 +217,9 @@ def read_parquet(folder: Path) -> DistilledSet:
     # Not `Dataset.from_parquet`, whose cache knows a file by its place and time.
     table = datasets.Dataset(InMemoryTable(pq.ParquetFile(folder / PARQUET).read()))
     pictures = np.stack([np.asarray(image.convert("RGB")) for image in table["image"]])
-    return DistilledSet(
-        torch.from_numpy(pictures),
-        torch.tensor(table["label"][:]),
-        torch.tensor(table["ipc_index"][:]),
-        table.features["label"].names,
-        folder.name,
-        store.read_json(folder / "record.json"),
-    )
+    labels, ipc_index = (torch.tensor(table[column][:]) for column in ("label", "ipc_index"))
+    classes, record = table.features["label"].names, store.read_json(folder / "record.json")
+    return DistilledSet(torch.from_numpy(pictures), labels, ipc_index, classes, folder.name, record)
 
 
 def read_losses(folder: Path) -> dict[str, list[float]]:

@@ -204,10 +204,9 @@ def is_plain_tree(folder: Path) -> bool:
     names = tuple(name for part in PARTS.values() for name in part)
     inside = [path for path in folder.iterdir() if path.name[0] != "."]
     folders = {path: any(within.is_dir() for within in path.iterdir()) for path in inside if path.is_dir()}
-    parts = [
-        path for path in inside if path.name.startswith(names) and (path.suffix == ".parquet" or folders.get(path))
-    ]
-    return not parts and any(path.name not in names for path in folders)
+    named = [path for path in inside if path.name.startswith(names)]
+    has_parts = any(path.suffix == ".parquet" or folders.get(path) for path in named)
+    return not has_parts and any(path.name not in names for path in folders)
 
 
 def open_tree(tree: Path) -> datasets.Dataset:
@@ -256,9 +255,8 @@ def read_digits(side: int) -> dict[str, datasets.Dataset]:
 
     values, labels = load_digits(return_X_y=True)
     pictures = np.round(values.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
-    enlarged = [
-        Image.fromarray(each).resize((side, side), Image.Resampling.BILINEAR).convert("RGB") for each in pictures
-    ]
+    grey, size = map(Image.fromarray, pictures), (side, side)
+    enlarged = [picture.resize(size, Image.Resampling.BILINEAR).convert("RGB") for picture in grey]
     features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=[str(d) for d in range(10)]))
     whole = datasets.Dataset.from_dict({"image": enlarged, "label": labels}, features=features)
     whole = whole.cast_column("image", ENCODED)

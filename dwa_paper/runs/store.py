@@ -178,22 +178,18 @@ def lock(kind: str, name: str):
     path = root() / "artifacts" / kind / f".{name}.lock"
     with guard_writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        held = FileLock(path, stop.seconds_left(), fallback_to_soft=False)
         try:
             try:
-                held.acquire()
+                held = FileLock(path, stop.seconds_left(), fallback_to_soft=False).acquire()
             except OSError as error:
                 if error.errno not in (ENOSYS, EOPNOTSUPP, ENOLCK):
                     raise
                 lease = path.with_suffix(".lease")
-                held = SoftFileLease(lease, timeout=stop.seconds_left(), lease_duration=LEASE_SECONDS)
-                held.acquire()
+                held = SoftFileLease(lease, timeout=stop.seconds_left(), lease_duration=LEASE_SECONDS).acquire()
         except Timeout:
             raise StoppedError(stop.reason()) from None
-    try:
+    with held:
         yield
-    finally:
-        held.release()
 
 
 @contextmanager

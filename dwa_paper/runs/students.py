@@ -49,16 +49,9 @@ def evaluate(
                     checkpoint.remove()
                     raise
                 checkpoint.remove()
-        record = {
-            "setting": setting.recorded(),
-            "data": {
-                "fingerprint": whole.fingerprint,
-                "training_images": len(whole.train),
-                "test_images": len(whole.test),
-                "classes": len(whole.classes),
-            },
-            **store.collect_provenance(compute),
-        }
+        data = {"fingerprint": whole.fingerprint, "classes": len(whole.classes)}
+        data |= {"training_images": len(whole.train), "test_images": len(whole.test)}
+        record = {"setting": setting.recorded(), "data": data, **store.collect_provenance(compute)}
         if setting.tasks == 1:
             record |= entry
         else:
@@ -102,17 +95,14 @@ def train_after_task(
     tested = [row for row in curve if "top1" in row]
     last, best = tested[-1], max(row["top1"] for row in tested)
     accuracy = {"last": last["top1"], "best": best, "top5": last["top5"]}
+    seconds = {"teacher": teacher.record["seconds"], "synthesis": distilled.record["seconds"]}
     entry = {
         "accuracy": {**accuracy, "reported": accuracy[setting.relabel.reported]},
         "curve": curve,
         "teacher": {"artifact": teacher.artifact} | {key: teacher.record[key] for key in ("accuracy", "files")},
         "distilled": {"artifact": distilled.artifact, "files": distilled.record["files"]},
         "diversity": measured,
-        "seconds": {
-            "teacher": teacher.record["seconds"],
-            "synthesis": distilled.record["seconds"],
-            "student": checkpoint.seconds(),
-        },
+        "seconds": seconds | {"student": checkpoint.seconds()},
     }
     if setting.tasks > 1:
         entry |= {"classes": part.classes, "classes_seen": len(seen.classes)}

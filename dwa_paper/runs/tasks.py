@@ -44,10 +44,8 @@ def split_into_tasks(setting: Setting, whole: ImageData) -> list[ImageData]:
         return [whole]
     allowed = [count for count in range(1, classes // 2 + 1) if classes % count == 0]
     if tasks not in allowed:
-        raise InputError(
-            f"tasks: {tasks} is not allowed; the {classes} classes of {whole.name} can be cut into "
-            f"{', '.join(map(str, allowed))}"
-        )
+        cuts = ", ".join(map(str, allowed))
+        raise InputError(f"tasks: {tasks} is not allowed; the {classes} classes of {whole.name} can be cut into {cuts}")
     return [select_classes(whole, labels) for labels in split_classes(setting, classes)]
 
 

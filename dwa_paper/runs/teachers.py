@@ -45,16 +45,9 @@ def describe(setting: Setting, data_fingerprint: str) -> tuple[str, dict]:
         except (OSError, ValueError) as error:  # the latter of what can be no name
             reason = getattr(error, "strerror", None) or error
             raise InputError(f"teacher.weights: {path} cannot be read; {reason}") from None
-    described = {
-        "network": setting.network,
-        "stem": setting.stem,
-        "images": {key: getattr(setting.images, key) for key in ("side", "mean", "std")},
-        "stage": stage,
-        "precision": setting.precision,
-        "data": data_fingerprint,
-        **({"deterministic": True} if setting.deterministic else {}),
-        **({"compile": setting.compile} if setting.compile != "auto" else {}),
-    }
+    described = {"network": setting.network, "stem": setting.stem, "stage": stage, "precision": setting.precision}
+    described |= {"images": setting.images.model_dump(include={"side", "mean", "std"}), "data": data_fingerprint}
+    described |= setting.model_dump(include={"deterministic", "compile"}, exclude_defaults=True)
     return f"{setting.dataset}-{setting.network}-{store.digest(described)}", described
 
 

@@ -36,13 +36,7 @@ CARD = Path(__file__).with_name("card.md")
 SIZES = {10**3: "n<1K", 10**4: "1K<n<10K", 10**5: "10K<n<100K", 10**6: "100K<n<1M", 10**7: "1M<n<10M"}
 
 
-def export(
-    name: str,
-    to: Path | None = None,
-    format: str = "imagefolder",
-    soft_labels: str | None = None,
-    top_k: int | None = None,
-) -> None:
+def export(name: str, to: Path | None, format: str, soft_labels: str | None = None, top_k: int | None = None) -> None:
     """Writes the distilled set `name` with a card to the new folder `to`, or exports/NAME-FORMAT, and prints where.
 
     Args:
@@ -147,13 +141,7 @@ def summarise_accuracies(records: list[dict]) -> list[list[str]]:
 
 
 def write_soft_labels(
-    setting: Setting,
-    teacher: str,
-    distilled: DistilledSet,
-    rows: torch.Tensor,
-    folder: Path,
-    kind: str,
-    top_k: int | None,
+    setting: Setting, teacher: str, distilled: DistilledSet, rows: torch.Tensor, to: Path, kind: str, top_k: int | None
 ) -> None:
     """Stores how the artifact `teacher` labels the images, as logits in fp16; prints the size before any work.
 
@@ -182,14 +170,14 @@ def write_soft_labels(
         batches = {f"epoch-{epoch:04d}": relabel.draw_mixed_batches(setting, training, epoch) for epoch in epochs}
     size = count_bytes(len(training), classes, len(batches), top_k)
     print(f"soft labels: {len(batches)} x {len(training)} images, {format_bytes(size)}", flush=True)
-    folder.mkdir()
-    if size > shutil.disk_usage(folder).free:
-        raise InputError(f"soft labels: {format_bytes(size)} are more than is free under {folder.parent}")
+    to.mkdir()
+    if size > shutil.disk_usage(to).free:
+        raise InputError(f"soft labels: {format_bytes(size)} are more than is free under {to.parent}")
     for file, seen in tqdm(batches.items(), desc="soft labels", unit="file", file=sys.stdout, disable=kind == "one"):
         logits = relabel.label(labeller, seen, compute).cpu()[rows]
-        save_file(pack(logits, top_k, stage.temperature), folder / f"{file}.safetensors")
+        save_file(pack(logits, top_k, stage.temperature), to / f"{file}.safetensors")
     made = {"kind": kind, "top_k": top_k, "teacher": teacher, "device_type": compute.device.type, "classes": classes}
-    store.write_json(folder / "record.json", {**made, "temperature": stage.temperature, "setting": setting.recorded()})
+    store.write_json(to / "record.json", {**made, "temperature": stage.temperature, "setting": setting.recorded()})
 
 
 def count_bytes(images: int, classes: int, epochs: int, top_k: int | None) -> int:

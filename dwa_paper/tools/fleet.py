@@ -133,15 +133,10 @@ def make_set(parameters: dict, _teacher, *_parts) -> None:
 
 def run_notebook(target: str, seed: int, _set, _teacher) -> tuple[int, list[str]]:
     """The papermill process of one record: its exit code and its last lines."""
-    process = subprocess.run(
-        [sys.executable, "-m", "dwa_paper", "run", target, "--seed", str(seed)],
-        cwd=Path(__file__).resolve().parents[2],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-        preexec_fn=functools.partial(die_with_parent, os.getpid()),
-    )
+    command = [sys.executable, "-m", "dwa_paper", "run", target, "--seed", str(seed)]
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    folder, prepare = Path(__file__).resolve().parents[2], functools.partial(die_with_parent, os.getpid())
+    process = subprocess.run(command, cwd=folder, preexec_fn=prepare, check=False, **output)
     return process.returncode, process.stdout.replace("\r", "\n").strip().splitlines()[-LAST_LINES:]
 
 

@@ -41,24 +41,17 @@ def find_data(setting: Setting, records: list[tuple[Setting, dict]]) -> dict | N
     Without a record of the same data at the same side, from the data set as it is published, or from a record of the
     whole of which a part has to be held out for validation.
     """
-    same = {
-        other.validation: record["data"]
-        for other, record in records
-        if (other.dataset, other.images.side) == (setting.dataset, setting.images.side)
-    }
-    if setting.validation in same:
-        return same[setting.validation]
-    whole, row = same.get(0.0), DATASETS.get(setting.dataset)
-    if whole is None and row is not None:
-        whole = {**row._asdict(), "fingerprint": "not recorded yet"}
-    if whole is None or setting.validation == 0:
-        return whole
+    row, wanted = DATASETS.get(setting.dataset), (setting.dataset, setting.images.side)
+    known = {0.0: {**row._asdict(), "fingerprint": "not recorded yet"}} if row else {}  # by the share held out
+    for other, record in records:
+        if (other.dataset, other.images.side) == wanted:
+            known[other.validation] = record["data"]
+    if setting.validation in known or 0.0 not in known:
+        return known.get(setting.validation)
+    whole, fingerprint = known[0.0], f"{setting.validation} not recorded yet"
     held_out = round(setting.validation * whole["training_images"])
-    return whole | {
-        "training_images": whole["training_images"] - held_out,
-        "test_images": held_out,
-        "fingerprint": f"{setting.validation} not recorded yet",
-    }
+    left = whole["training_images"] - held_out
+    return whole | {"training_images": left, "test_images": held_out, "fingerprint": fingerprint}
 
 
 def identify_workload(setting: Setting, stage: str, device: str) -> tuple:
@@ -126,10 +119,7 @@ def describe_costs(setting: Setting) -> list[str]:
         f"real images: {count:,}, {describe_storage(real, side, compute.device, place)} by the memory that is free now",
     ]
     if place == "files":
-        lines.append(
-            "files are read in every epoch; Parquet files, from the hub or a folder, are copied once into the cache of "
-            "the library datasets"
-        )
+        lines.append("files are read in every epoch; Parquet files, from the hub or a folder, are copied once to disk")
     return lines
 
 
@@ -168,9 +158,8 @@ def print_plan(profile: str, device: str = "here") -> None:
             cells.append("shared" if share is None else mark + format_hours(seconds))
         rows.append([*cells, f"{asked_for[name] - left[name]}/{asked_for[name]}", name])
         planned += [] if data is None else [(setting, data, shares)]
-    rows.insert(
-        0, [*(format_hours(totals[stage]) for stage in STAGES), f"{len(runs) - len(missing)}/{len(runs)}", "all"]
-    )
+    done = f"{len(runs) - len(missing)}/{len(runs)}"
+    rows.insert(0, [*(format_hours(totals[stage]) for stage in STAGES), done, "all"])
     rows += [["", "", "", f"{count}/{count}", name] for name, count in asked_for.items() if not left[name]]
     print(f"{profile}: {len(runs) - len(missing)} of {len(runs)} records are there.")
     print(f"Hours of the others on {device}: {totals[''] / 3600:.1f} by records of the same networks on it.")

@@ -83,11 +83,11 @@ def test_stored_labels_are_mixed_as_the_images_are(labels, mixing, tiny_setting)
     assert mixed_ones > 2
 
 
-def test_batch_statistics_label_differently_and_leave_the_running_ones_alone(tiny_teacher):
+def test_batch_statistics_label_differently_and_leave_the_running_ones_alone(tiny_teacher, tiny_setting):
     images = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    labeller = devices.copy_frozen(nn.Sequential(tiny_teacher.network, nn.Dropout(0.9)))
-    running = labeller(images)
-    relabel.use_batch_statistics(labeller)
+    teacher = devices.copy_frozen(nn.Sequential(tiny_teacher.network, nn.Dropout(0.9)))
+    running, stage = teacher(images), tiny_setting(relabel={"teacher_batch_statistics": True}).relabel
+    labeller = relabel.make_labeller(teacher, stage, torch.float32)
     buffers = {name: value.clone() for name, value in labeller.named_buffers() if "running" in name}
     batch = labeller(images)
     assert len(buffers) == 6

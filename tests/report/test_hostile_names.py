@@ -11,7 +11,7 @@ import torch
 from nbconvert.filters import markdown2html
 
 from dwa_core.errors import InputError
-from dwa_paper.report import charts, page, pictures, product
+from dwa_paper.report import page, pictures, product
 from dwa_paper.runs.sets import DistilledSet
 from dwa_paper.settings import files, schema
 from dwa_paper.tools import export
@@ -83,7 +83,7 @@ def test_gallery_shows_classes_of_any_name(monkeypatch, tmp_path):
     monkeypatch.setattr(pictures, "find_sets", lambda runs: [pictures.StoredSet(record, Path(), "")])
     monkeypatch.setattr(pictures, "read_parquet", lambda folder: made)
     monkeypatch.setattr(pictures, "load_real_images", lambda record, device: None)
-    charts.use_style()
+    product.use_style()
     product.save_figure(pictures.gallery([]), tmp_path / "gallery.svg", Title="gallery")
     assert ElementTree.parse(tmp_path / "gallery.svg")
 

@@ -92,7 +92,7 @@ def test_table_is_markdown_with_title_caption_and_source_and_csv(add, tmp_path):
 
 def test_title_caption_and_source_are_kept_in_both_files_of_a_figure(add, tmp_path):
     add("dwa10", 31.0, shown_in=["figure-variance"])
-    charts.use_style()
+    product.use_style()
     path, drawn = tmp_path / "figures" / "trial" / "figure-variance.png", []
     for _ in range(2):
         Product("figure-variance", VARIABLES).write_figure(charts.empty_figure("nothing"))
