@@ -7,6 +7,7 @@ A marker is one of
     PROFILE/SETTING             test accuracy in percent, mean ± standard deviation over its student seeds
     mean PROFILE/SETTING        the mean alone
     teacher PROFILE/SETTING     the accuracy of its teacher
+    distance, coverage PROFILE/SETTING   feature distance and coverage of its distilled set
     paper DATASET ipcN STUDENT METHOD   the paper's number in published/published_results.csv
     A minus B                   the difference of the means of two of these, in points, with its sign
     A above B                   the same without a sign; A must be the larger
@@ -30,6 +31,7 @@ from dwa_core.errors import InputError
 from dwa_paper.report import labels, page, product, results, tables
 from dwa_paper.settings.datasets import DATASETS
 
+COLUMNS = {"mean": "accuracy", "teacher": "teacher", "distance": "feature distance", "coverage": "coverage"}
 MARKED = re.compile(r"<!-- (?P<marker>[a-z][^<>\n]*?) -->(?P<text>[^<]*)<!-- -->")
 REPOSITORY = Path(__file__).parents[2]
 collect_runs = functools.cache(product.collect_runs)  # read once for all markers, each of which asks for a profile's
@@ -55,10 +57,9 @@ def quantity(text: str) -> pd.Series:
         if found.empty:
             raise InputError(f"marker {text!r}: the paper's number is not in {results.PUBLISHED.name}")
         return found.iloc[0]
-    profile, name = (rest if first in ("teacher", "mean") else text).split("/")
+    profile, name = (rest if first in COLUMNS else text).split("/")
     runs = [run for run in collect_runs(profile) if run.setting["name"] == name]
-    column = "teacher" if first == "teacher" else "accuracy"
-    values = results.accuracies(runs)[column].dropna()
+    values = results.accuracies(runs)[COLUMNS.get(first, "accuracy")].dropna()
     if values.empty:
         raise InputError(f"marker {text!r}: there is no record of results/{profile}/{name}")
     return values.agg(["mean", "std", "count"])
@@ -96,7 +97,9 @@ def value(marker: str) -> str:
                 raise InputError(f"marker {marker!r}: the first is smaller than the second, by {-difference:.1f}")
             return format(difference, form)
     found = quantity(marker)
-    return f"{found['mean']:.1f}" if kind in ("teacher", "mean") else tables.mean_text(found)
+    if kind in COLUMNS:
+        return format(found["mean"], ".2f" if kind in ("distance", "coverage") else ".1f")
+    return tables.mean_text(found)
 
 
 def render(text: str) -> str:
