@@ -22,7 +22,8 @@ def find_rough(name: str) -> tuple:
 
     Those whose neighbouring pixels differ by more than 1.6 times the median of the set.
     """
-    record = next(each for each in read_all(name.split("/")[0])[0].values() if each["setting"]["name"] in name)
+    profile, name = name.split("/")
+    record = next(each for each in read_all(profile)[0].values() if each["setting"]["name"] == name)
     distilled = read_parquet(store.find("distilled", record["distilled"]["artifact"]))
     pixels = augment.to_unit_range(distilled.images_uint8)
     roughness = sum(pixels.diff(dim=axis).abs().mean((1, 2, 3)) for axis in (2, 3))
