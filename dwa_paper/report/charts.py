@@ -206,5 +206,6 @@ def label_panels(rows: pd.DataFrame) -> Figure:
         axis.grid(axis="x", visible=False)
     axes[0, 0].margins(y=0.1)
     axes[0, 0].set_ylabel("test accuracy, %")
-    figure.legend([handles[name] for name in names], names, **BELOW)
+    columns = min(3, 1 + int(size[0] // 6))  # no wider than the panels
+    figure.legend([handles[name] for name in names], names, **BELOW | {"ncols": columns})
     return figure
