@@ -257,7 +257,7 @@ plain, ours{", ours compiled" if on_gpu else ""}.
 {pd.DataFrame([format_row(row, rate) for row in rows]).fillna("").to_markdown(index=False, disable_numparse=True)}
 """
     path = root() / "results" / "bench" / f"{make_stem('speed', name)}.json"
-    store.write_json(path, {"rows": rows, "measure_matrix_rate": rate, **provenance})
+    store.write_json(path, {"rows": rows, "matrix_rate": rate, **provenance})
     path.with_suffix(".md").write_text(text)
     print(text)
     print(f"written: results/bench/{path.stem}.md and .json")
