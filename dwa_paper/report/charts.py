@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from dwa_paper.report import results
 from dwa_paper.report.labels import LABELS, PLACE
 from dwa_paper.report.product import Run
-from dwa_paper.report.results import CELL, METHODS, RECIPES
+from dwa_paper.report.results import METHODS, RECIPES
 from dwa_paper.report.tables import sort_key
 
 # Shades that differ in black and white too, from light to dark.
@@ -84,37 +84,42 @@ def describe_variant(variant: str) -> str:
 
 
 def accuracy_bars(runs: list[Run]) -> Figure:
-    """Horizontal bars of mean accuracy by method, a dot per student seed, a diamond for the paper's number.
+    """Horizontal bars of mean accuracy by method, a dot per student seed, and hatched ones of what the paper reports.
 
-    The defaults come before other recipes, and the plain recipe before its variants.
+    The defaults come before other recipes, and the plain recipe before its variants. Beside runs of the authors' code,
+    of students that have their teacher's network, stands the paper's number of that cell.
     """
-    cell = [name for name in CELL if name != "network"]
     done = results.accuracies(runs)
     done["group"] = [label_group(run.setting, "student").replace("\n", ", ") for run in runs]
-    order = ["data set", "ipc", "student", "network", "recipe", "variant", "method"]
-    done = done[done["accuracy"].notna()].sort_values(order, key=sort_key)
+    done["reported"] = False
+    order = ["data set", "ipc", "student", "network", "recipe", "reported", "variant", "method"]
+    done = done[done["accuracy"].notna()]
     if done.empty:
         return empty_figure("no record yet")
+    cell = done.loc[done["recipe"] == "authors", ["data set", "ipc", "student", "network", "recipe", "group"]]
+    paper = results.reported_numbers().merge(cell[cell["student"] == cell["network"]].drop_duplicates())
+    paper = paper[paper["method"].isin(METHODS)].rename(columns={"top1_mean": "accuracy"}).assign(reported=True)
+    done = pd.concat([done, paper]).sort_values(order, key=sort_key)
     if done["recipe"].nunique() > 1:  # alone, the defaults need no name
         done.loc[done["recipe"] == "defaults", "group"] += f", {RECIPES['defaults']}"
-    paper = results.reported_numbers().set_index(cell)["top1_mean"]
-    bars = done.groupby(["group", "variant", "method"], sort=False)
-    figure, axis = plt.subplots(figsize=(8, 1 + 0.3 * (bars.ngroups + 1.5 * done["group"].nunique())))
+    bars = done.groupby(["group", "reported", "variant", "method"], sort=False)
+    figure, axis = plt.subplots(figsize=(10, 1 + 0.3 * (bars.ngroups + 1.5 * done["group"].nunique())))
     place, ticks, heading = -1.5, {}, ""
-    for (group, variant, method), chosen in bars:
+    for (group, reported, variant, method), chosen in bars:
         place += 1 if group == heading else 2.5
         if group != heading:
             axis.text(0.5, place - 1, heading := group, va="center", fontweight="bold", fontsize="small")
-        accuracy, key = chosen["accuracy"], tuple(chosen.iloc[0][cell])
-        text, reach = f"{accuracy.mean():.1f}", accuracy.max()
-        axis.barh(place, accuracy.mean(), 0.85, color=COLOURS[method], edgecolor="black")
-        axis.scatter(accuracy, [place] * len(chosen), s=14, color="white", ec="black", zorder=3, label="one student")
-        # The paper is compared with runs of the authors' code alone.
-        if key in paper.index and chosen.iloc[0]["recipe"] == "authors":
-            axis.scatter(paper[key], place, marker="D", s=30, color="black", zorder=4, label="reported in the paper")
-            text, reach = f"{text}, paper {paper[key]:.1f}", max(reach, paper[key] + 0.5)
-        axis.text(reach + 1.2, place, text, va="center", fontsize="small")
-        ticks[place] = ", ".join(filter(None, [METHODS[method], describe_variant(variant)]))
+        mean, reach = chosen["accuracy"].mean(), chosen["accuracy"].max()
+        if reported:
+            reach += (spread := chosen["top1_std"].item())
+            look = {"color": "white", "hatch": "///", "xerr": spread, "label": "reported in the paper"}
+        else:
+            look = {"color": COLOURS[method]}
+            dots = {"s": 14, "color": "white", "ec": "black", "zorder": 3, "label": "one student"}
+            axis.scatter(chosen["accuracy"], [place] * len(chosen), **dots)
+        axis.barh(place, mean, 0.85, edgecolor="black", **look)
+        axis.text(reach + 1.2, place, f"{mean:.1f}", va="center", fontsize="small")
+        ticks[place] = ", ".join(filter(None, [METHODS[method], describe_variant(variant), "paper" * reported]))
     axis.set_yticks(list(ticks), list(ticks.values()), fontsize="small")
     axis.set(xlim=(0, done["accuracy"].max() + 20), ylim=(place + 0.8, -0.8), xlabel="test accuracy, %")
     axis.grid(axis="y", visible=False)
