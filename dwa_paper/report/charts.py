@@ -83,11 +83,18 @@ def describe_variant(variant: str) -> str:
     return escape(re.sub(r"(?<!\br)_", " ", text).replace("student's teacher", "teacher's").replace(" True", ""))
 
 
+def reported_beside(rows: pd.DataFrame) -> pd.DataFrame:
+    """The paper's numbers of the cells in `rows` that are of the authors' code and of one network."""
+    own = rows[(rows["recipe"] == "authors") & (rows["student"] == rows["network"])]
+    cells = own[["data set", "ipc", "student", "network", "recipe", "group"]].drop_duplicates()
+    paper = results.reported_numbers().merge(cells)
+    return paper[paper["method"].isin(METHODS)].assign(accuracy=paper["top1_mean"], reported=True)
+
+
 def accuracy_bars(runs: list[Run]) -> Figure:
     """Horizontal bars of mean accuracy by method, a dot per student seed, and hatched ones of what the paper reports.
 
-    The defaults come before other recipes, and the plain recipe before its variants. Beside runs of the authors' code,
-    of students that have their teacher's network, stands the paper's number of that cell.
+    The defaults come before other recipes, and the plain recipe before its variants.
     """
     done = results.accuracies(runs)
     done["group"] = [label_group(run.setting, "student").replace("\n", ", ") for run in runs]
@@ -96,10 +103,7 @@ def accuracy_bars(runs: list[Run]) -> Figure:
     done = done[done["accuracy"].notna()]
     if done.empty:
         return empty_figure("no record yet")
-    cell = done.loc[done["recipe"] == "authors", ["data set", "ipc", "student", "network", "recipe", "group"]]
-    paper = results.reported_numbers().merge(cell[cell["student"] == cell["network"]].drop_duplicates())
-    paper = paper[paper["method"].isin(METHODS)].rename(columns={"top1_mean": "accuracy"}).assign(reported=True)
-    done = pd.concat([done, paper]).sort_values(order, key=sort_key)
+    done = pd.concat([done, reported_beside(done)]).sort_values(order, key=sort_key)
     if done["recipe"].nunique() > 1:  # alone, the defaults need no name
         done.loc[done["recipe"] == "defaults", "group"] += f", {RECIPES['defaults']}"
     bars = done.groupby(["group", "reported", "variant", "method"], sort=False)
