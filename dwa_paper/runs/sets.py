@@ -95,7 +95,7 @@ def load_or_synthesize(setting: Setting, data: ImageData, teacher: Teacher, comp
 
     "random-real" takes the real images from which synthesis with the same seed would start, as they are, "herded-real"
     those nearest to the mean of their class in the teacher's features (see initialise.draw_herded);
-    "external" takes those of the folder `setting.distilled`.
+    "external" takes those of the folder `setting.distilled`, and stores them without loss, whatever `storage` says.
     """
     if setting.method == "external":
         external_folder(setting, download=True)
@@ -117,7 +117,8 @@ def load_or_synthesize(setting: Setting, data: ImageData, teacher: Teacher, comp
                 chosen = initialise.draw_herded(setting, data.train, classes, teacher.network)
             pictures = data.train.pictures(chosen.flatten()).cpu()
         with store.create_artifact("distilled", name) as folder:
-            write_parquet(pictures, data.classes, folder / PARQUET, stage.storage)
+            storage = "png" if setting.method == "external" else stage.storage
+            write_parquet(pictures, data.classes, folder / PARQUET, storage)
             (folder / "README.md").write_text(CARD.read_text().format(setting=setting, name=name))
             about = store.collect_provenance(compute) | {"seconds": checkpoint.seconds(), "losses_first_batch": losses}
             store.seal(folder, described, **about)

@@ -36,7 +36,7 @@ def evaluate(
         # Of runs of the same setting side by side, the first makes the record.
         if before is None and (record := find_record(setting)) is not None:
             return record
-        finished = Checkpoint(f"tasks-{name_checkpoint(setting, whole, sets)}")
+        finished = Checkpoint(f"tasks-{name_checkpoint(setting, whole, teachers, sets)}")
         found = finished.load(compute.device)
         entries = found[1]["entries"] if found is not None else []
         for count, part in enumerate(parts[len(entries) :], len(entries) + 1):
@@ -90,7 +90,7 @@ def train_after_task(
     note_large_batch("relabel", setting.relabel, len(training))
     own_images = distilled.split(compute.device)
     measured = diversity.measure(setting.images, part.test, len(part.classes), teacher.network, own_images)
-    checkpoint = Checkpoint(f"student-{name_checkpoint(setting, seen, sets)}", label)
+    checkpoint = Checkpoint(f"student-{name_checkpoint(setting, seen, teachers, sets)}", label)
     curve = relabel.train_student(setting, len(seen.classes), training, seen.test, batch_loss, compute, checkpoint)
     tested = [row for row in curve if "top1" in row]
     last, best = tested[-1], max(row["top1"] for row in tested)
@@ -109,8 +109,8 @@ def train_after_task(
     return entry, checkpoint
 
 
-def name_checkpoint(setting: Setting, data: ImageData, sets: list[DistilledSet]) -> str:
-    """A name of what `setting` makes of these distilled sets and data."""
+def name_checkpoint(setting: Setting, data: ImageData, teachers: list[Teacher], sets: list[DistilledSet]) -> str:
+    """A name of what `setting` makes of these teachers, distilled sets and data."""
     settings = setting.model_dump(exclude=NOT_RECORDED | {"device", "profile", "name"})
-    identity = store.digest(settings, *[made.artifact for made in sets], data.fingerprint)
+    identity = store.digest(settings, *[made.artifact for made in (*teachers, *sets)], data.fingerprint)
     return f"{setting.profile}-{setting.name}-seed{setting.seed}-{identity}"

@@ -97,13 +97,23 @@ def list_committed(profile: str) -> set[str]:
     return {Path(line).name for line in done.stdout.splitlines()}
 
 
+def name_student(record: dict) -> list:
+    """Of a record's setting, what always changes the curve of a student that learns from the same images."""
+    setting, stage = record["setting"], record["setting"]["relabel"]
+    keys = ["labels", "mixing", "mixing_alpha", "optimizer", "learning_rate", "weight_decay", "crop"]
+    if stage["labels"] != "hard":
+        keys += ["temperature", "teacher_batch_statistics"]
+    images_per_step = min(stage["batch_size"], setting["ipc"] * record["data"]["classes"])
+    return [setting["seed"], setting["student"], images_per_step, *map(stage.get, keys)]
+
+
 def compare_records(found: dict[Path, dict]) -> list[str]:
-    """Where two records have one curve, but another seed, teacher or set; or one set, but another diversity."""
+    """Where two records have one curve, but other students, teachers or sets; or one set, but another diversity."""
     lines, curves, measured = [], {}, {}
     for path, record in found.items():
         for student in records.list_students(record):
             made_from = (student["teacher"]["artifact"], student["distilled"]["artifact"])
-            run = (record["setting"]["seed"], *made_from)
+            run = (name_student(record), *made_from)
             curve = tuple(entry.get("loss") for entry in student["curve"])
             first, other = curves.setdefault(curve, (path, run))
             if run != other:
@@ -152,6 +162,8 @@ def check_record(path: Path, record: dict) -> Iterator[str]:
     for expected, named in zip_longest(called_for, records.list_named_artifacts(record)):
         if expected != named:
             yield f"its settings call for {expected}, it names {named}"
+    if record["accuracy"] != (last := records.list_students(record)[-1]["accuracy"]):
+        yield f"its accuracy is not that after its last task, {last}"
     tests = record["data"]["test_images"] if setting.tasks == 1 else None
     for student in records.list_students(record):
         yield from compare_artifacts(student)
@@ -179,9 +191,10 @@ def compare_artifacts(student: dict) -> Iterator[str]:
 
 def check_curve(setting: Setting, student: dict) -> Iterator[str]:
     """Where a student's curve differs from its accuracies and its number of epochs."""
-    tested = [entry["top1"] for entry in student["curve"] if "top1" in entry] or [None]
-    last, best = tested[-1], max(tested)
+    tested = [entry for entry in student["curve"] if "top1" in entry] or [{"top1": None, "top5": None}]
+    last, best = tested[-1]["top1"], max(entry["top1"] for entry in tested)
     expected = {"last": last, "best": best, "reported": best if setting.relabel.reported == "best" else last}
+    expected["top5"] = tested[-1]["top5"]
     if not expected.items() <= student["accuracy"].items():
         yield f"its accuracy is {student['accuracy']}, by its curve {expected}"
     if len(student["curve"]) != setting.relabel.epochs:

@@ -242,9 +242,15 @@ def remade_without(mine):
         assert execute_in(mine.parents[1], "draw", name, "--profile", "mine").returncode == 0
 
 
-def copied(mine):
+def copied(mine, **changed):
+    """The record of seed 0 as that of another setting, which its other keys belong to."""
     shutil.copy(mine / "tiny-seed0.json", mine / "tiny-seed1.json")
-    edit(mine / "tiny-seed1.json", lambda record: record["setting"].update(seed=1))
+    relabel = {**store.read_json(mine / "tiny-seed0.json")["setting"]["relabel"], **changed.pop("relabel", {})}
+    edit(mine / "tiny-seed1.json", lambda record: record["setting"].update(**changed, relabel=relabel))
+
+
+def other_top5(mine):
+    edit(mine / "tiny-seed1.json", lambda record: record["accuracy"].update(top5=100.0))
 
 
 def other_diversity(mine):
@@ -285,7 +291,11 @@ def other_diversity_of_both(mine):
         (fewer, "it has 19 images, and not those of its settings, 2 of each of 10 classes"),
         (unbalanced, "it has 20 images, and not those of its settings"),
         (remade_without, "tiny-seed1.json: it was committed and is gone"),
-        (copied, "its curve is that of"),
+        (partial(copied, seed=1), "its curve is that of"),
+        (partial(copied, student="resnet18"), "its curve is that of"),
+        (partial(copied, relabel={"labels": "hard"}), "its curve is that of"),
+        (partial(copied, relabel={"batch_size": 5}), "its curve is that of"),
+        (other_top5, "its accuracy is"),
         (other_diversity, "its diversity is not that of"),
         (other_settings, "it has relabel.epochs 3, and its settings give 4 now; make makes it again"),
     ],
@@ -331,6 +341,21 @@ def test_record_of_another_machine_is_compared_within_a_tolerance(mine):
     assert "its accuracy is" in again.find_changes(record, later)[0]
     later["diversity"] = {**record["diversity"], "coverage": 0.99}
     assert again.find_changes(record, later)[1] == "its set has another diversity"
+
+
+@pytest.mark.parametrize(("deterministic", "said"), [(False, []), (True, ["it has another accuracy"])])
+def test_record_of_a_gpu_is_compared_to_the_bit_if_it_is_deterministic(deterministic, said, mine):
+    """Without it, the fastest kernel, and so the last bits, may differ from run to run."""
+    record = store.read_json(mine / "tiny-seed0.json")
+    record |= {"device": "NVIDIA H100", "setting": {**record["setting"], "deterministic": deterministic}}
+    later = {**record, "accuracy": {**record["accuracy"], "last": 0}}
+    assert again.find_changes(record, later) == said
+    assert again.find_changes(record, record) == []
+
+
+def test_records_that_no_training_tells_apart_are_no_copies(mine):
+    copied(mine, relabel={"test_every": 3, "momentum": 0.5})
+    assert verify.compare_records(records.read_all("mine")[0]) == []
 
 
 def test_seed_without_a_record_is_named(mine, capsys):

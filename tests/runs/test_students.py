@@ -193,6 +193,13 @@ def test_test_labels_change_the_accuracy_and_nothing_of_the_training(evaluated, 
     assert honest["accuracy"]["last"] > 20
 
 
+def test_checkpoint_of_a_student_is_of_its_teacher(tiny_setting, digits, tiny_teacher, real_set):
+    """A set of real images has the same name under every teacher."""
+    setting, other = tiny_setting(method="random-real"), dataclasses.replace(tiny_teacher, artifact="another")
+    names = {students.name_checkpoint(setting, digits, [one], [real_set]) for one in (tiny_teacher, other)}
+    assert len(names) == 2
+
+
 def test_interrupted_student_continues_to_the_same_bits(evaluated, monkeypatch, tmp_path):
     differences = {"relabel": {"epochs": 4, "batch_size": 8}}  # three batches an epoch
     unbroken = evaluated(**differences)

@@ -171,6 +171,9 @@ def test_last_student_beats_chance_on_all_classes_and_the_record_names_its_artif
     assert record["setting"]["tasks"] == 5
     path = setting.record_path()
     assert [*verify.check_record(path, records.read_record(path))] == []
+    store.write_json(path, {**record, "accuracy": {**last, "reported": 77.0}})
+    (problem,) = [*verify.check_record(path, records.read_record(path))]
+    assert problem.startswith("its accuracy is not that after its last task")
     entries[2]["teacher"]["artifact"] = "another"
     store.write_json(setting.record_path(), record)
     (problem,) = [*verify.check_record(path, records.read_record(path))]

@@ -340,6 +340,18 @@ def test_set_of_others_is_evaluated_as_ours_is(shared_set, digits, tiny_teacher,
     outside.record_path().unlink()
 
 
+def test_set_of_others_is_stored_as_it_is_under_the_authors_code_too(
+    shared_set, digits, tiny_teacher, tiny_setting, tmp_path, compute, monkeypatch
+):
+    """Which stores sets of its own as JPEG, and under the same name."""
+    folder = external_set("imagefolder", shared_set[1], tmp_path / "theirs")
+    monkeypatch.setenv("DWA_ROOT", str(tmp_path))
+    setting = tiny_setting(method="external", distilled=str(folder), ipc=2, authors=True)
+    assert setting.synthesis.storage == "jpeg"
+    stored = sets.load_or_synthesize(setting, digits, tiny_teacher, compute)
+    assert torch.equal(stored.images_uint8, shared_set[1].images_uint8)
+
+
 def test_set_of_others_is_read_from_the_hub_by_its_id(shared_set, tiny_setting, tmp_path, monkeypatch, refused):
     """In the layout of he-yang's sets on the hub: data/train-*.parquet, with columns image and class_id."""
     _, distilled, _ = shared_set
