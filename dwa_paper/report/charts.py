@@ -188,6 +188,7 @@ def label_panels(rows: pd.DataFrame) -> Figure:
     shown = [labels for labels in LABELS if (rows["labels"] == labels).any()]
     cells = list(dict.fromkeys(zip(rows["data set"], rows["ipc"], rows["student"], strict=True)))
     kinds = rows.drop_duplicates("images").sort_values(["method", "recipe"], key=sort_key)
+    plain = next(recipe for recipe in RECIPES if recipe in set(kinds["recipe"]))  # bars of other recipes are hatched
     found = rows.groupby(["labels", *PLACE, "images"])["accuracy"].agg(list)
     widths = [len(found[labels]) + 1.5 * len(found[labels].groupby(level=PLACE)) for labels in shown]
     size = (1.5 + 0.42 * sum(widths), 4.2)
@@ -200,7 +201,7 @@ def label_panels(rows: pd.DataFrame) -> Figure:
             for (_, kind), name in zip(kinds.iterrows(), names, strict=True):
                 if (tops := found.get((labels, *cell, kind["images"]))) is None:
                     continue
-                hatch, mean = "" if kind["recipe"] == "defaults" else "///", np.mean(tops)
+                hatch, mean = "" if kind["recipe"] == plain else "///", np.mean(tops)
                 handles[name] = axis.bar(x, mean, 0.9, color=COLOURS[kind["method"]], edgecolor="black", hatch=hatch)
                 axis.scatter([x] * len(tops), tops, s=12, color="white", edgecolor="black", zorder=3)
                 above = {"xytext": (0, 4), "textcoords": "offset points", "ha": "center", "fontsize": "x-small"}
