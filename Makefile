@@ -18,6 +18,7 @@ export OMP_NUM_THREADS ?= 1
 endif
 unexport DWA_ROOT # all is written in this folder
 $(if $(filter-out ray,$(ENGINE)),$(error ENGINE: $(ENGINE) is not known; allowed: ray, or nothing))
+$(if $(and $(ENGINE),$(MAX_MINUTES)),$(error MAX_MINUTES: not allowed with ENGINE=ray; end it when you like, and the same command continues from the last checkpoints))
 .DEFAULT_GOAL := help
 TARGETS := help reproduce report plan status verify publish docs settings distill share test test-faults test-cuda bench bench-growth lab site environment clean distclean
 .PHONY: $(TARGETS) $(PRODUCTS) records FORCE
@@ -34,10 +35,11 @@ reproduce: records ## all records, tables and figures of PROFILE that are missin
 $(PRODUCTS): records; @ls $(if $(filter figure-%,$@),figures,results)/"$$PROFILE"/$@.*
 # Each record once, whichever tables and figures need it, in a make of its own.
 records: $(ENVIRONMENT)
-	$(if $(ENGINE),$(if $(ASKED),,$(DWA) fleet "$$PROFILE" $(FLEET)))
+	$(if $(ENGINE),@targets=$$($(DWA) missing "$$PROFILE" $(ASKED)) || exit; targets=$$(printf '%s\n' "$$targets" | grep 'json$$'); test -z "$$targets" || $(DWA) fleet $$targets $(FLEET))
 	@targets=$$($(DWA) missing "$$PROFILE" $(ASKED)) || exit; test -z "$$targets" || $(MAKE) --no-print-directory SINCE=$(SINCE) $$targets
 results/%.json: FORCE | $(ENVIRONMENT) $$(call before,$$@,/table-1.md); @$(DWA) run $(call quote,$@) $(MAX_MINUTES:%=--max-minutes %) $(CALL)
-before = $(filter %$(2),$(subst :, ,$(firstword $(subst $(1), ,:$(subst $() ,:,$(MAKECMDGOALS)))))) # goals named before $(1): a table's records, or Table 1
+# Goals named before $(1), a table's records or Table 1, which it waits for under -j; else the order is theirs, and -k goes on after one that fails.
+before = $(if $(findstring jobserver,$(MAKEFLAGS)),$(filter %$(2),$(subst :, ,$(firstword $(subst $(1), ,:$(subst $() ,:,$(MAKECMDGOALS)))))))
 draw = $(DWA) draw $(call quote,$(notdir $*)) --profile $(call quote,$(patsubst %/,%,$(dir $*))) $(CALL)
 results/%.md: $$(call before,$$@,.json) FORCE | $(ENVIRONMENT); @$(draw)
 figures/%.svg: $$(call before,$$@,.json) FORCE | $(ENVIRONMENT); @$(draw)

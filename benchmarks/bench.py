@@ -113,12 +113,12 @@ def time_plain(arguments: tuple, with_loader: bool) -> dict:
     return {"seconds": seconds / steps, **read_peak_memory(case.device)}
 
 
-def time_ours(arguments: tuple, compile: bool = False) -> dict:
-    """Seconds per step of ours, by the functions that a run calls, and the FLOP of one step."""
+def time_ours(arguments: tuple, compile: str | bool = False) -> dict:
+    """Seconds per step of ours, by the functions that a run calls, the FLOP of one, and whether it was compiled."""
     case = Case(*arguments)
     case.compute = case.compute._replace(compile=compile)
     seconds, flop = time_synthesis(case) if case.stage == "synthesis" else time_training(case)
-    return {"seconds": seconds, "flop": flop, **read_peak_memory(case.device)}
+    return {"seconds": seconds, "flop": flop, "compiled": case.compute.compiles(), **read_peak_memory(case.device)}
 
 
 def time_synthesis(case: Case) -> tuple[float, int]:
@@ -154,16 +154,17 @@ def time_training(case: Case) -> tuple[float, int]:
     if case.stage == "student":
         teacher = relabel.make_labeller(case.network(1), setting.relabel, case.compute.precision)
         teacher = devices.move_to_device(teacher, case.device)
-        batch_loss = partial(relabel.make_loss(teacher, setting.relabel), network)
+        loss_of = relabel.make_loss(teacher, setting.relabel)
         draw = partial(relabel.draw_mixed_batches, setting, data)
     else:
         draw = partial(data.train_batches, setting.teacher, case.images.mean, case.images.std, 0)
 
-        def batch_loss(inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        def loss_of(network: torch.nn.Module, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
             return F.cross_entropy(network(inputs).float(), labels)
 
+    # On a copy: a gradient's place in the graph that is made here must not be one of those that `fit` captures.
     with FlopCounterMode(display=False) as counter, case.compute.autocast():
-        batch_loss(*case.one_batch).backward()
+        loss_of(copy.deepcopy(network), *case.one_batch).backward()
     begun = []
 
     def train(epoch: int):
@@ -173,7 +174,7 @@ def time_training(case: Case) -> tuple[float, int]:
     epochs = REPEATS + 2  # the first is a warm-up, and the last one's end is not seen
     stage = case.training.model_copy(update={"epochs": epochs, "test_every": epochs})
     batches = Batches(train, test=lambda: [case.one_batch], key=(0,))
-    fit(network, stage, batches, batch_loss, case.compute, Progress("bench"))
+    fit(network, stage, batches, partial(loss_of, network), case.compute, Progress("bench"))
     seconds = statistics.median(after - before for before, after in itertools.pairwise(begun[1:]))
     return seconds / case.steps, counter.get_total_flops()
 
@@ -207,7 +208,8 @@ def measure(case: tuple) -> dict:
     # What the runner sets for every kernel is a part of how ours runs.
     taken["ours"] = run_alone(time_ours, case, **KERNEL_ENVIRONMENT)
     if is_synthesis and one.device.type == "cuda":
-        taken["compiled"] = run_alone(time_ours, case, True, **KERNEL_ENVIRONMENT)
+        compiled = run_alone(time_ours, case, "auto", **KERNEL_ENVIRONMENT)
+        taken |= {"compiled": compiled} if compiled["compiled"] else {}  # there is no compiler on every machine
     about = dict(zip(("stage", "preset", "network", "images per epoch"), case, strict=True))
     return about | {"batch": one.batch, "iterations": one.setting.synthesis.iterations, "taken": taken}
 

@@ -2,7 +2,6 @@
 
 import functools
 import io
-import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.utils.data import DataLoader
 
-from dwa_core import augment, seeds
+from dwa_core import augment, devices, seeds
 from dwa_core.errors import InputError, quote
 from dwa_core.recipe import Training
 
@@ -86,7 +85,7 @@ class Streamed:
         self.dataset, self.side, self.device = dataset, side, device
         self.rows = np.arange(len(dataset)) if rows is None else rows
         self.labels = torch.tensor(dataset["label"][:])
-        self.workers = min(16, os.cpu_count() or 1)
+        self.workers = min(16, devices.count_cpus())
         self.share = (0, 1)  # of each training batch: this process's number, and how many share it
 
     def __len__(self) -> int:

@@ -14,6 +14,7 @@ from torch import nn
 from dwa_core.errors import InputError
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
+NVIDIA_DRIVER = "/proc/driver/nvidia/version"  # there where Linux has loaded one
 COMPILED_SIDE = 128  # pixels, from which a GPU is busy with kernels that the compiler can merge
 compiler_failures = []  # of this process: after one, what need not be compiled is not
 
@@ -65,6 +66,9 @@ def choose(
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("device: 'cuda' is not available here; set it to cpu or auto")
     on_cuda = device != "cpu" and torch.cuda.is_available()
+    if device == "auto" and not on_cuda and torch.version.cuda and os.path.exists(NVIDIA_DRIVER):
+        wanted = f"this torch is for CUDA {torch.version.cuda}"
+        print(f"warning: there is an NVIDIA driver, but no GPU that torch can use, so the CPU computes; {wanted}")
     if on_cuda:
         # Shapes stay the same for thousands of steps. The fastest kernel may differ from run to run.
         torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
@@ -74,6 +78,11 @@ def choose(
     if compile == "auto" and not (on_cuda and side >= COMPILED_SIDE):
         compile = False
     return Compute(torch.device("cuda" if on_cuda else "cpu"), PRECISIONS[precision], compile)
+
+
+def count_cpus() -> int:
+    """The processor cores that this process may use, as a job of a cluster may not use all."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @functools.cache
@@ -136,7 +145,8 @@ def get_compiled_call() -> Callable:
     from torch._functorch import config  # here because it takes seconds
 
     config.force_non_lazy_backward_lowering = True  # so that a backward pass that cannot be compiled is known at once
-    return torch.compile(lambda function, *inputs: function(*inputs), dynamic=False, recompile_limit=64)
+    torch._dynamo.config.recompile_limit = 64
+    return torch.compile(lambda function, *inputs: function(*inputs), dynamic=False)
 
 
 def run(compute: Compute, function: Callable, *inputs: torch.Tensor):

@@ -14,6 +14,8 @@ CHECK_EVERY = 100
 # statistics of zero if it is larger. In the demo and in lite the largest is about as large as that at most.
 EXPLODING = 1000
 STUCK = 0.99
+# How PyTorch, cuBLAS and cuDNN (pytorch#108645 has its sentence) say that a device has no memory left.
+OUT_OF_MEMORY = ("out of memory", "STATUS_ALLOC_FAILED", "unable to find an engine to execute this computation")
 
 
 def check_training(label: str, stage: Training, epoch: int, losses: torch.Tensor) -> None:
@@ -82,10 +84,10 @@ def check_synthesis(
 def raise_unless_out_of_memory(error: RuntimeError) -> None:
     """Raises `error` again unless the device had no memory left; then lets go of what its frames hold.
 
-    Those that broke off keep their tensors as long as the exception lives. A CUDA graph that cannot be made for want
-    of memory says so as a plain RuntimeError.
+    Those that broke off keep their tensors as long as the exception lives. A CUDA graph, cuBLAS or cuDNN that has no
+    memory says so as a plain RuntimeError.
     """
-    if not isinstance(error, torch.OutOfMemoryError) and "out of memory" not in str(error):
+    if not isinstance(error, torch.OutOfMemoryError) and not any(phrase in str(error) for phrase in OUT_OF_MEMORY):
         raise error
     if torch.cuda.is_available():
         torch.cuda.synchronize()  # what another stream still computes with is not to be given away

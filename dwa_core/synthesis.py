@@ -179,19 +179,21 @@ def synthesize(
     indices = indices or range(recipe.ipc)
     stage, side, device = recipe.synthesis, recipe.images.side, compute.device
     total, per_batch = len(indices) * classes, min(recipe.synthesis.classes_per_batch, classes)
-    done, losses_of_first, saved = torch.empty(0, side, side, 3, dtype=torch.uint8), {}, {}
+    done, made = torch.empty(total, side, side, 3, dtype=torch.uint8), 0
+    losses_of_first, saved = {}, {}
     # In the authors' code on ImageNet-1K, each class batch needs the weight gradients that the one before it sums up to
     # its last iteration. So they run one by one, and a stopped run restarts its ipc index.
     in_chain = stage.sums_weight_gradients()
     at_once = max(1, GPU_IMAGES // per_batch) if device.type == "cuda" and not in_chain else 1
     if (found := progress.load(device)) is not None:
         saved, state = found
-        done, losses_of_first = saved.pop("done").cpu(), state["losses"]
-        at_once = state.get("unfinished") or at_once
-    bar = tqdm(desc=progress.label, unit="image", total=total, initial=len(done), file=sys.stdout)
+        made = len(saved["done"])
+        done[:made] = saved.pop("done")
+        losses_of_first, at_once = state["losses"], state.get("unfinished") or at_once
+    bar = tqdm(desc=progress.label, unit="image", total=total, initial=made, file=sys.stdout)
 
-    waiting = prepare_batches(recipe, train, classes, teacher, compute, indices, len(done))
-    while len(done) < total:
+    waiting = prepare_batches(recipe, train, classes, teacher, compute, indices, made)
+    while made < total:
         batches = []
         try:
             batches += itertools.islice(waiting, at_once)
@@ -199,7 +201,7 @@ def synthesize(
                 number, key = name.split(".")
                 batches[int(number)].tensors()[key].copy_(tensor)
             saved = {}
-            optimise(batches, progress, done[: len(done) // classes * classes] if in_chain else done, losses_of_first)
+            optimise(batches, progress, done[: made // classes * classes if in_chain else made], losses_of_first)
         except RuntimeError as error:
             guard.raise_unless_out_of_memory(error)
             batches, saved, waiting = [], {}, None  # else they would keep what broke off in memory
@@ -207,17 +209,18 @@ def synthesize(
                 attempt = functools.partial(try_batch, recipe, teacher, compute)
                 raise guard.make_too_large_error("synthesis.classes_per_batch", per_batch, attempt) from None
             at_once //= 2  # each is computed by itself, so fewer at once give the same images
-            waiting = prepare_batches(recipe, train, classes, teacher, compute, indices, len(done))
+            waiting = prepare_batches(recipe, train, classes, teacher, compute, indices, made)
             continue
         losses_of_first = losses_of_first or batches[0].losses_by_name()
         for batch in batches:
             images, rounded = batch.images.detach(), stage.storage == "png"
             mean, std = recipe.images.mean, recipe.images.distilled_std
             pixels = augment.denormalise_to_uint8(images, mean, std, rounded).cpu()
-            if len(done) % classes == 0:
-                progress.synthesised(indices[len(done) // classes], batch.losses_by_name(), pixels)
-            done = torch.cat([done, pixels])
-        bar.update(len(done) - bar.n)
+            if made % classes == 0:
+                progress.synthesised(indices[made // classes], batch.losses_by_name(), pixels)
+            done[made : made + len(pixels)] = pixels
+            made += len(pixels)
+        bar.update(made - bar.n)
     bar.close()
     return done, losses_of_first
 

@@ -20,6 +20,7 @@ from dwa_core.training import Progress
 from dwa_paper.runs import stop, store
 from dwa_paper.settings.environment import read_checkpoint_seconds, root
 
+SHARE = 20  # a stage goes on at least so many times as long as its last checkpoint took; ImageNet-1K's have 15 GB
 SHOWN = 64  # images of a grid of TensorBoard's, at most
 
 
@@ -47,6 +48,7 @@ class Checkpoint(Progress):
         self.path = root() / "artifacts" / "checkpoints" / f"{name}.safetensors"
         self.written = written
         self.started = self.saved = time.monotonic()
+        self.saving = 0.0  # seconds that the last one took
         self.earlier = 0.0
 
     def load(self, device: torch.device) -> tuple[dict[str, torch.Tensor], dict] | None:
@@ -74,7 +76,8 @@ class Checkpoint(Progress):
 
     def due(self) -> bool:
         """Whether the last one is old enough for the next, or the run has to stop."""
-        late = time.monotonic() - self.saved >= read_checkpoint_seconds()
+        asked = read_checkpoint_seconds()
+        late = time.monotonic() - self.saved >= (max(asked, SHARE * self.saving) if asked else 0)
         return self.written and (late or stop.reason() is not None)
 
     def save(self, tensors: dict[str, torch.Tensor], state: dict) -> None:
@@ -83,6 +86,7 @@ class Checkpoint(Progress):
         Raises:
             StoppedError: the run has to stop, and can now.
         """
+        began = time.monotonic()
         state = {**state, "seconds": self.seconds()}
         tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
         text = store.canonical_json({**state, "checksum": store.fingerprint(tensors, [self.path.name, state])})
@@ -90,6 +94,7 @@ class Checkpoint(Progress):
         with store.replace_whole(self.path) as temporary:
             save_file(tensors | {"state": packed}, temporary)
         self.saved = time.monotonic()
+        self.saving = self.saved - began
         if (reason := stop.reason()) is not None:
             stop.restore_handlers()
             raise StoppedError(reason)

@@ -4,11 +4,13 @@ import ast
 import subprocess
 from pathlib import Path
 
+import yaml
+
 from dwa_core.errors import InputError
 from dwa_paper.runs import stop
 from dwa_paper.settings import schema
 from dwa_paper.settings.environment import check_versions
-from dwa_paper.settings.files import check_profile
+from dwa_paper.settings.files import check_profile, read_settings
 from dwa_paper.settings.schema import Setting
 
 
@@ -42,6 +44,20 @@ def read_setting(variables: dict) -> Setting:
         devices.use_deterministic_algorithms()
     stop.start_budget(setting.max_minutes)
     return setting
+
+
+def format_settings(variables: dict) -> str:
+    """The lines of a settings file that says what a notebook's parameters say; "" where their profile has that setting.
+
+    Args:
+        variables: the notebook's `globals()`.
+    """
+    given = {key: value for key, value in variables.items() if key in Setting.model_fields and value not in (None, {})}
+    if given["name"] in read_settings(given["profile"]):
+        return ""
+    if (seed := given.pop("seed", None)) is not None:
+        given["seeds"] = [seed]
+    return yaml.safe_dump(given, sort_keys=False, default_flow_style=None)
 
 
 def check_parameters(variables: dict, known: set[str]) -> None:

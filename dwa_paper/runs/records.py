@@ -170,6 +170,21 @@ def name_artifacts(setting: Setting, data_recorded: dict) -> list[str]:
     return names
 
 
+def distinguish_artifacts(setting: Setting, data_recorded: dict | None = None) -> list[str]:
+    """As `name_artifacts`, without reading or downloading anything.
+
+    A set of others, which is named after its files, has another name here, and so has all of data that are not known:
+    they only tell what differs apart.
+    """
+    if data_recorded is None or data_recorded["classes"] % setting.tasks:
+        unknown = f"unknown, {setting.validation} held out, {setting.tasks} tasks"
+        data_recorded = {"fingerprint": unknown, "classes": setting.tasks}
+    of_others = f" {setting.distilled}" if setting.method == "external" else ""
+    if of_others:
+        setting = setting.model_copy(update={"method": "random-real"})
+    return [name + of_others * (place % 2) for place, name in enumerate(name_artifacts(setting, data_recorded))]
+
+
 def list_named_artifacts(record: dict) -> list[str]:
     """The names of the teacher and then the distilled set of each task that `record` names."""
     return [student[part]["artifact"] for student in list_students(record) for part in ("teacher", "distilled")]

@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 
 from dwa_core import errors
 from dwa_core.errors import InputError, StoppedError, StorageError, UserError, suggest
+from dwa_core.recipe import Strict
 from dwa_paper.runs import stop
 from dwa_paper.runs.records import find_missing
 from dwa_paper.settings import files, schema
@@ -32,6 +33,11 @@ KERNEL_ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": "10000000000",
 }
 SHOW_ALL = functools.partial(print, end="", flush=True)  # shows on the terminal what a kernel prints
+# What notebooks/setting.ipynb is given where a setting says nothing: not what somebody has left in its parameters.
+FROM_PRESET = {
+    key: {} if isinstance(field.annotation, type) and issubclass(field.annotation, Strict) else None
+    for key, field in schema.Setting.model_fields.items()
+}
 WITHOUT_SETTINGS = ("walkthrough", "your_own_data")  # notebooks that bring their settings themselves
 
 
@@ -64,7 +70,7 @@ def run(setting: str, seed: int | None, max_minutes: float | None, since: float,
                 minutes = min(asked.max_minutes or math.inf, stop.seconds_left() / 60)
                 budget = {"max_minutes": minutes if minutes < math.inf else None}
                 show = SHOW_ALL if steps is None else track_results(asked, since, steps)
-                given = parameters | {"seeds": [each.seed for each in missing]} | budget
+                given = FROM_PRESET | parameters | {"seeds": [each.seed for each in missing]} | budget
                 execute(files.NOTEBOOKS / "setting.ipynb", executed, given, show)
 
 
@@ -110,14 +116,16 @@ def track_results(setting: schema.Setting, since: float, steps: int) -> Callable
 
 
 def print_step(result: str, profile: str, began: float, since: float, steps: int) -> None:
-    """Prints `result` with the number of its step among `steps`, the time since `began`, and about how long they take.
+    """Prints `result` with the number of its step among `steps`, and the time since `began`.
 
-    The number is that of the profile's records, tables and figures that were written `since` the first step.
+    The number is that of the profile's records, tables and figures that were written `since` the first step. In the
+    demo, whose steps take about equally long, it also says how long the others take.
     """
     places = (f"results/{profile}/*-seed*.json", f"results/{profile}/*.md", f"figures/{profile}/*.svg")
     written = sum(path.stat().st_mtime >= since for place in places for path in root().glob(place))
     done, now = min(max(written, 1), steps), time.time()
-    left = f"  about {format_time((now - since) * (steps / done - 1))} left" if done < steps else ""
+    estimated = done < steps and profile == "demo"
+    left = f"  about {format_time((now - since) * (steps / done - 1))} left" if estimated else ""
     print(f"[{done}/{steps}] {result}  {format_time(now - began)}{left}", flush=True)
 
 
@@ -145,7 +153,10 @@ def reserve(profile: str, name: str) -> Iterator[Path]:
                 lock.acquire(timeout=0)
             except Timeout:
                 print(f"{profile}: {name} is being run by another process; waiting for it", flush=True)
-                lock.acquire()
+                try:
+                    lock.acquire(timeout=stop.seconds_left())
+                except Timeout:
+                    raise StoppedError(stop.reason()) from None
         yield executed
     finally:
         if lock.is_locked:
@@ -180,7 +191,7 @@ def execute(notebook: Path, executed: Path, parameters: dict, show: Callable[[st
 
         stream = SimpleNamespace(write=write, flush=log.flush)
         options = {"kernel_name": "python3", "progress_bar": False, "stdout_file": stream, "stderr_file": stream}
-        options["parameters"] = {key: value for key, value in parameters.items() if value is not None}
+        options["parameters"] = parameters
         # Errors of cells come back through papermill; the kernel's own log would add that it was shut down.
         options["extra_arguments"] = ["--IPKernelApp.log_level=CRITICAL"]
         write(f"=== {executed.parents[1].name}: {executed.stem} ({notebook.name})\n")
@@ -216,6 +227,8 @@ def explain(error: Exception, executed: Path) -> UserError:
     if kind in (InputError, StorageError):
         return kind(f"{executed.stem}: {message}")
     message = message if kind else f"{name}: {message}"
+    if name == "DeadKernelError":
+        message += "; it may have run out of memory"
     return (kind or UserError)(f"{executed.stem}: {message} (see {executed.with_suffix('.log')}, or set DWA_DEBUG=1)")
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import datasets
 import huggingface_hub
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from datasets.table import InMemoryTable
@@ -29,6 +30,7 @@ from dwa_paper.settings.schema import SYNTHESISED, Setting, non_default, quote
 PARQUET = "train-00000-of-00001.parquet"
 CARD = Path(__file__).with_name("card.md")  # what the Hugging Face hub shows for a data set, and reads its files from
 JPEG_QUALITY = 75  # the authors'
+ROWS_AT_ONCE = 5000  # images; pyarrow neither takes nor gives more than 2 GB of them as one piece
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,10 @@ class DistilledSet:
     record: dict
 
     def split(self, device: torch.device) -> Resident:
-        """The images as a training part on `device`."""
-        return Resident(self.images_uint8, self.labels, device)
+        """The images as a training part on `device`; in the host's memory where half of what is free is too little."""
+        room = torch.cuda.mem_get_info(device)[0] * real.MEMORY_SHARE if device.type == "cuda" else float("inf")
+        place = device if self.images_uint8.nbytes <= room else torch.device("cpu")
+        return Resident(self.images_uint8, self.labels, device, place)
 
 
 def describe(setting: Setting, data_fingerprint: str, teacher_artifact: str) -> tuple[str, dict]:
@@ -210,17 +214,24 @@ def write_parquet(pictures: torch.Tensor, classes: list[str], path: Path, storag
     columns = {"image": encoded, "label": order % len(classes), "ipc_index": order // len(classes)}
     label = datasets.ClassLabel(names=classes)
     features = datasets.Features(image=datasets.Image(), label=label, ipc_index=datasets.Value("int32"))
-    datasets.Dataset.from_dict(columns, features=features).to_parquet(path)
+    pieces = [
+        datasets.Dataset.from_dict(
+            {key: column[start : start + ROWS_AT_ONCE] for key, column in columns.items()}, features=features
+        )
+        for start in range(0, len(pictures), ROWS_AT_ONCE)
+    ]
+    datasets.concatenate_datasets(pieces).to_parquet(path)
 
 
 def read_parquet(folder: Path) -> DistilledSet:
     """The distilled set stored in `folder`, as a student sees it: JPEG artefacts, if it has them, included."""
     # Not `Dataset.from_parquet`, whose cache knows a file by its place and time.
-    table = datasets.Dataset(InMemoryTable(pq.ParquetFile(folder / PARQUET).read()))
-    pictures = np.stack([np.asarray(image.convert("RGB")) for image in table["image"]])
-    labels, ipc_index = (torch.tensor(table[column][:]) for column in ("label", "ipc_index"))
-    classes, record = table.features["label"].names, store.read_json(folder / "record.json")
-    return DistilledSet(torch.from_numpy(pictures), labels, ipc_index, classes, folder.name, record)
+    batches = pq.ParquetFile(folder / PARQUET).iter_batches(ROWS_AT_ONCE)
+    pieces = [datasets.Dataset(InMemoryTable(pa.Table.from_batches([batch]))) for batch in batches]
+    pictures = np.stack([np.asarray(image.convert("RGB")) for piece in pieces for image in piece["image"]])
+    columns = [torch.cat([torch.tensor(piece[key][:]) for piece in pieces]) for key in ("label", "ipc_index")]
+    classes, record = pieces[0].features["label"].names, store.read_json(folder / "record.json")
+    return DistilledSet(torch.from_numpy(pictures), *columns, classes, folder.name, record)
 
 
 def read_losses(folder: Path) -> dict[str, list[float]]:

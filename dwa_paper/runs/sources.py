@@ -49,7 +49,8 @@ def open_parts(name: str, side: int) -> tuple[dict[str, datasets.Dataset], list]
     try:
         found = datasets.load_dataset(address)
     except Exception as error:  # the hub's client raises many kinds: connection, gated, missing
-        reason = "; ".join(filter(None, (where, summarise(error), access)))
+        refused = access if getattr(error, "errno", None) is None else ""  # no full disk, as far as is known
+        reason = "; ".join(filter(None, (where, summarise(error), refused)))
         raise InputError(f"dataset: {name!r} cannot be downloaded from the hub ({address}); {reason}") from None
     chosen = {"train": found["train"], "test": next(found[part] for part in PARTS["test"] if part in found)}
     # The cache's file names hold the revision of the hub's files.
@@ -185,7 +186,8 @@ def identify(files: list[Path], combine: Callable[[list[str]], list[str]]) -> li
     stats = [path.stat() for path in files]
     if sum(each.st_size for each in stats) <= LARGE:
         return combine([store.checksum(path) for path in files])
-    about = [(each.st_dev, each.st_ino, each.st_size, each.st_mtime_ns, each.st_ctime_ns) for each in stats]
+    # Not st_dev, which the machines that share a disk may number differently.
+    about = [(each.st_ino, each.st_size, each.st_mtime_ns, each.st_ctime_ns) for each in stats]
     known = root() / "artifacts" / "data" / f".identity-{store.digest([*map(str, files)], about)}.json"
     with contextlib.suppress(FileNotFoundError, ValueError):  # not yet, or damaged
         return store.read_json(known)

@@ -4,6 +4,7 @@
 is looked at second, so that every number of a table shares one teacher.
 """
 
+import glob
 import hashlib
 import importlib.metadata
 import json
@@ -18,7 +19,7 @@ from errno import ENOLCK, ENOSYS, EOPNOTSUPP
 from pathlib import Path
 
 import torch
-from filelock import FileLock, SoftFileLease, Timeout
+from filelock import BaseFileLock, FileLock, SoftFileLease, Timeout
 from safetensors import SafetensorError
 
 from dwa_core.devices import Compute
@@ -30,7 +31,6 @@ from dwa_paper.settings.environment import root
 FORMAT_VERSION = 1
 LEASE_SECONDS = 60
 BASES = ("artifacts", "results/artifacts")  # of artifacts under the root, in the order in which they are looked for
-LOCKS = (".lock", ".lease")
 # Every file of an artifact but itself, in the format of sha256sum.
 SUMS = "SHA256SUMS"
 CODE = code_fingerprint()  # of what this process imported; a long run leaves time for edits
@@ -180,16 +180,28 @@ def lock(kind: str, name: str):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             try:
-                held = FileLock(path, stop.seconds_left(), fallback_to_soft=False).acquire()
+                held = acquire(FileLock(path, fallback_to_soft=False), name)
             except OSError as error:
                 if error.errno not in (ENOSYS, EOPNOTSUPP, ENOLCK):
                     raise
                 lease = path.with_suffix(".lease")
-                held = SoftFileLease(lease, timeout=stop.seconds_left(), lease_duration=LEASE_SECONDS).acquire()
+                held = acquire(SoftFileLease(lease, lease_duration=LEASE_SECONDS), name)
         except Timeout:
             raise StoppedError(stop.reason()) from None
     with held:
-        yield
+        try:
+            yield
+        finally:  # also where the stage failed: in JupyterLab this process goes on
+            stop.restore_handlers()
+
+
+def acquire(lock: BaseFileLock, name: str):
+    """Acquires the lock of `name`, and says so where it has to wait, as long as the time budget allows."""
+    try:
+        return lock.acquire(timeout=0)
+    except Timeout:
+        print(f"{name} is being made by another run; waiting for it", flush=True)
+        return lock.acquire(timeout=stop.seconds_left())
 
 
 @contextmanager
@@ -227,17 +239,18 @@ def write_json(path: Path, value) -> None:
 def replace_whole(path: Path, unless: Callable[[], bool] = lambda: False) -> Iterator[Path]:
     """Where to make a file or folder, which takes the place of `path` when the block ends well, and vanishes otherwise.
 
-    What an earlier run left there when it was killed is removed, so only one run at a time may write `path`.
+    What an earlier run on this machine left there when it was killed is removed, so only one run at a time may write
+    `path` here.
 
     Args:
         unless: whether to leave what is there by then.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    here = f".{path.name}.{platform.node()}"  # locks may not reach another machine that writes it too
+    temporary = path.with_name(f"{here}.{os.getpid()}")
     with guard_writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        for left in path.parent.glob(f".{path.name}.*"):
-            if left.suffix not in LOCKS:
-                delete(left)
+        for left in path.parent.glob(f"{glob.escape(here)}.*"):
+            delete(left)
         try:
             yield temporary
             if not unless():

@@ -57,6 +57,8 @@ def evaluate(
         else:
             seconds = {stage: round(sum(one["seconds"][stage] for one in entries), 1) for stage in entry["seconds"]}
             record |= {"accuracy": entry["accuracy"], "tasks": entries, "seconds": seconds}
+        if setting.record_path().is_file() and find_record(setting) is None:
+            store.set_aside(setting.record_path(), "it is the record of another setting, or damaged")
         store.write_json(setting.record_path(), record)
         checkpoint.remove()
         finished.remove()
@@ -77,8 +79,9 @@ def train_after_task(
     """
     teacher, distilled = teachers[-1], sets[-1]
     labellers = [relabel.make_labeller(one.network, setting.relabel, compute.precision) for one in teachers]
+    own_images = distilled.split(compute.device)
     if setting.tasks == 1:
-        seen, training, label = whole, distilled.split(compute.device), f"student {setting.seed}"
+        seen, training, label = whole, own_images, f"student {setting.seed}"
         if setting.relabel.labels != "teacher":
             training = relabel.store_labels(setting, training, len(whole.classes), labellers[0], compute)
         batch_loss = relabel.make_loss(labellers[0], setting.relabel)
@@ -88,7 +91,6 @@ def train_after_task(
         training, label = tasks.TaskImages(sets, compute.device), f"student {setting.seed}, task {len(sets)}"
         batch_loss = tasks.make_loss(labellers, setting.relabel)
     note_large_batch("relabel", setting.relabel, len(training))
-    own_images = distilled.split(compute.device)
     measured = diversity.measure(setting.images, part.test, len(part.classes), teacher.network, own_images)
     checkpoint = Checkpoint(f"student-{name_checkpoint(setting, seen, teachers, sets)}", label)
     curve = relabel.train_student(setting, len(seen.classes), training, seen.test, batch_loss, compute, checkpoint)

@@ -7,7 +7,7 @@ from pathlib import Path
 from dwa_core.errors import InputError, suggest
 from dwa_paper.settings import grid
 from dwa_paper.settings.reading import load_yaml
-from dwa_paper.settings.schema import Setting, quote, resolve
+from dwa_paper.settings.schema import PROFILE, Setting, quote, resolve
 
 SETTINGS = grid.SETTINGS
 NOTEBOOKS = SETTINGS.with_name("notebooks")
@@ -21,7 +21,8 @@ def list_profiles() -> list[str]:
 def check_profile(profile: str) -> None:
     """Raises InputError if there are no settings of that profile."""
     if profile not in (profiles := list_profiles()):
-        raise InputError(f"profile: {quote(profile)} is not known; {suggest(profile, profiles)}")
+        own = f"; a settings file in settings/{profile}/ makes it one" if re.fullmatch(PROFILE, str(profile)) else ""
+        raise InputError(f"profile: {quote(profile)} is not known; {suggest(profile, profiles)}{own}")
 
 
 def list_products() -> list[str]:

@@ -147,6 +147,7 @@ def check_values(setting: Setting) -> None:
     published = setting.teacher.published_weights()
     chosen_for = [name for name, preset in PRESETS.items() if preset["best"]]
     together = "the folder of a distilled set of others and the method external need each other"
+    file = "; a file must be .safetensors, as safetensors.torch.save_file writes a state dict"
     presets = f" with preset {setting.preset}; it was chosen for: {', '.join(chosen_for)}"
     rules = [
         ("seeds", len({*setting.seeds}) == len(setting.seeds), "; each seed may occur once"),
@@ -157,6 +158,7 @@ def check_values(setting: Setting) -> None:
         ("synthesis.roll", roll == sorted(roll), "; the first must not exceed the second"),
         ("synthesis.roll", max(map(abs, roll)) < side, f"; must be less than images.side, {side}"),
         ("relabel.labels", setting.relabel.labels == "teacher" or setting.tasks == 1, " with tasks; allowed: teacher"),
+        ("teacher.weights", not published or re.fullmatch(r"\w+", setting.teacher.weights), file),
         ("stem", setting.stem == "torchvision" or not published, " with teacher.weights; allowed: torchvision"),
         ("teacher.fine_tune", setting.teacher.weights or not setting.teacher.fine_tune, " without teacher.weights"),
     ]

@@ -29,10 +29,11 @@ def train_teachers(setting: str) -> None:
     if found.deterministic:
         devices.use_deterministic_algorithms()
     stop.start_budget(found.max_minutes)
+    if found.device != "cpu" and torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # first of all, else each process takes memory of GPU 0
     compute = devices.choose(found.device, found.precision)
     if compute.device.type == "cuda":
-        compute = compute._replace(device=torch.device("cuda", int(os.environ["LOCAL_RANK"])))
-        torch.cuda.set_device(compute.device)
+        compute = compute._replace(device=torch.device("cuda", torch.cuda.current_device()))
     # The others wait while the first one decodes the images, or for a run that trains the same teacher.
     dist.init_process_group("nccl" if compute.device.type == "cuda" else "gloo", timeout=timedelta(days=30))
     rank, processes = dist.get_rank(), dist.get_world_size()

@@ -80,6 +80,8 @@ def export(name: str, to: Path | None, format: str, soft_labels: str | None = No
         if soft_labels is not None:
             setting, record = students[0]
             teacher = record["teacher"]["artifact"]
+            if others := {one["teacher"]["artifact"] for _, one in students} - {teacher}:
+                print(f"labelled by {teacher}; records with this set also have {', '.join(sorted(others))}")
             write_soft_labels(setting, teacher, distilled, rows, temporary / "soft_labels", soft_labels, top_k)
             if format == "tensors":
                 write_ddranking_teacher(setting, teacher, temporary / "teacher_models")

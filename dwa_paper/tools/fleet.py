@@ -18,7 +18,7 @@ import numpy as np
 from dwa_core import devices, models
 from dwa_core.errors import InputError, StoppedError, UserError
 from dwa_paper.runs import real, sets, tasks, teachers
-from dwa_paper.runs.records import find_missing, name_artifacts
+from dwa_paper.runs.records import distinguish_artifacts, find_missing
 from dwa_paper.settings.files import find_settings
 from dwa_paper.settings.schema import SYNTHESISED, resolve
 
@@ -83,9 +83,7 @@ def submit(as_task, wanted: list[tuple[str, dict]], tasks_per_set: int) -> dict:
     teacher_of, set_of, records = {}, {}, {}
     for target, parameters in wanted:
         setting = resolve(parameters)
-        # The data are not read here, so these names only tell the artifacts of different settings apart.
-        data = {"fingerprint": f"{setting.validation} held out, {setting.tasks} tasks", "classes": setting.tasks}
-        trained, made = name_artifacts(setting, data)[:2]
+        trained, made = distinguish_artifacts(setting)[:2]
         if trained not in teacher_of:
             teacher_of[trained] = teacher_task.remote(parameters)
         teacher, parts = teacher_of[trained], []

@@ -86,16 +86,24 @@ def count_flop(setting: Setting, stage: str, data: dict) -> float:
 def count_memory(setting: Setting, data: dict, width: int = 2) -> int:
     """Bytes of the device at the peak, about; a number that is kept for the pass backward takes `width`."""
     teacher, student = count_both(setting, data)
-    pixels, at_once = 3 * setting.images.side**2, min(setting.synthesis.classes_per_batch, data["classes"])
+    pixels, per_batch = 3 * setting.images.side**2, min(setting.synthesis.classes_per_batch, data["classes"])
+    synthetic = setting.ipc * data["classes"]
     real = data["training_images"] + data["test_images"] if setting.images.side <= RESIDENT_SIDE else 0
     # Weights, gradients and optimiser in fp32, beside what is kept; of networks that only label or are frozen, weights.
-    stages = [width * student.kept * setting.relabel.batch_size + 16 * student.parameters + 4 * teacher.parameters]
-    stages[0] += setting.ipc * data["classes"] * pixels
+    stages = [width * student.kept * count_held(setting.relabel, synthetic) + 16 * student.parameters]
+    stages[0] += 4 * teacher.parameters + synthetic * pixels
     if setting.teacher.is_trained():
-        stages.append(width * teacher.kept * setting.teacher.batch_size + 16 * teacher.parameters)
-    if setting.method in SYNTHESISED:
-        stages.append(width * teacher.kept * max(GPU_IMAGES, at_once) + 8 * teacher.parameters)
+        held = count_held(setting.teacher, data["training_images"])
+        stages.append(width * teacher.kept * held + 16 * teacher.parameters)
+    if setting.method in SYNTHESISED:  # the adjustment is in fp32
+        bytes_per_number = max(width * max(GPU_IMAGES, per_batch), 4 * per_batch)
+        stages.append(bytes_per_number * teacher.kept + 8 * teacher.parameters)
     return real * pixels + max(stages)
+
+
+def count_held(stage: Training, images: int) -> int:
+    """Images whose numbers a GPU keeps: those of a CUDA graph's batch, and of an epoch's smaller last one beside it."""
+    return min(stage.batch_size, images) + (images % stage.batch_size if images > stage.batch_size else 0)
 
 
 def identify(device: str) -> str:
@@ -116,5 +124,5 @@ def find_speed(device: str) -> tuple[float, str]:
     factor = torch.rand(side, side, device=compute.device).to(compute.precision)
     timer = timeit.Timer(lambda: torch.mm(factor, factor)[0, 0].item())  # read, and so waited for
     number, _ = timer.autorange()  # so many take 0.2 s
-    speed = share * 2 * side**3 * number / min(timer.repeat(10, number))
+    speed = share * 2 * side**3 * number / min(timer.repeat(3, number))
     return speed, f"{speed / 1e12:.3g} TFLOP/s, {100 * share:.0f} % of what a matrix product reaches here"

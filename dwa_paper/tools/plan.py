@@ -15,7 +15,7 @@ from dwa_core import devices
 from dwa_core.errors import InputError, quote
 from dwa_paper.runs import store
 from dwa_paper.runs.real import choose_place, describe_storage
-from dwa_paper.runs.records import find_missing, name_artifacts, parse_setting, read_all
+from dwa_paper.runs.records import distinguish_artifacts, find_missing, parse_setting, read_all
 from dwa_paper.runs.sources import RESIDENT_SIDE
 from dwa_paper.settings.datasets import DATASETS
 from dwa_paper.settings.environment import root
@@ -99,11 +99,16 @@ def describe_costs(setting: Setting) -> list[str]:
     records, compute, side = read_records(), devices.choose(setting.device), setting.images.side
     data = find_data(setting, records)
     rates = measure_rates(records, [setting], compute.describe())
-    expected = estimate(setting, data, rates, compute.describe())
-    hours = ", ".join(f"{stage} {format_hours(expected[stage])}" for stage in STAGES)
-    lines = [f"hours on this device, if nothing of it is there yet: {hours}"]
     if data is None:
-        return [*lines, f"disk and memory: not known before {setting.dataset} has been read once"]
+        return [f"hours, disk and memory: not known before {setting.dataset} has been read once"]
+    expected = estimate(setting, data, rates, compute.describe())
+    hours = {stage: format_hours(seconds) for stage, seconds in expected.items()}
+    if unknown := [stage for stage in STAGES if expected[stage] is None]:
+        speed, reason = flops.find_speed("here")
+        guessed = {stage: flops.count_flop(setting, stage, data) / speed for stage in unknown}
+        hours |= {stage: f"~{format_hours(seconds)}" for stage, seconds in guessed.items()}
+    lines = [f"hours on this device, if nothing of it is there yet: {', '.join(map(' '.join, hours.items()))}"]
+    lines += [f"~: estimated, at {reason}"] if unknown else []
     teacher, student = flops.count_both(setting, data)
     peak = format_bytes(flops.count_memory(setting, data, compute.precision.itemsize))
     count = data["training_images"] + data["test_images"]
@@ -197,12 +202,7 @@ def find_shares(setting: Setting, data: dict | None, stored: dict[str, bool]) ->
 
     Returns: by stage; None where all that is missing is needed by an earlier setting too.
     """
-    if setting.method == "external":  # named after its files, and a plan downloads none
-        setting = setting.model_copy(update={"method": "random-real"})
-    if data is None or data["classes"] % setting.tasks:  # the names then only tell the artifacts of settings apart
-        text = f"unknown, {setting.validation} held out, {setting.tasks} tasks"
-        data = {"fingerprint": text, "classes": setting.tasks}
-    names = name_artifacts(setting, data)
+    names = distinguish_artifacts(setting, data)
     shares = {}
     for stage, kind, own in (("teacher", "teachers", names[::2]), ("synthesis", "distilled", names[1::2])):
         first = [name for name in own if name not in stored]

@@ -73,7 +73,7 @@ def pictures():
 def streamed(pictures, monkeypatch):
     """A function that returns the images at a side of 72 px, left encoded: 9 of one class, then 8 of the other."""
     # One worker: starting processes is all that takes time here.
-    monkeypatch.setattr(batches.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(batches.devices, "count_cpus", lambda: 1)
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
     encoded = {"image": [Image.fromarray(picture) for picture in pictures], "label": [0] * 9 + [1] * 8}
     dataset = datasets.Dataset.from_dict(encoded, features=features).cast_column("image", datasets.Image(decode=False))

@@ -69,6 +69,18 @@ def test_auto_takes_the_gpu_where_there_is_one(monkeypatch):
         assert devices.choose("cpu", "fp32").device.type == "cpu"
 
 
+@pytest.mark.parametrize(("driver", "warned"), [("version", True), ("none", False)])
+def test_driver_without_a_gpu_for_torch_is_a_warning(driver, warned, monkeypatch, tmp_path, capsys):
+    (tmp_path / "version").touch()
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.version.cuda", "13.0")
+    monkeypatch.setattr(devices, "NVIDIA_DRIVER", str(tmp_path / driver))
+    assert devices.choose("auto", "fp32").device.type == "cpu"
+    assert capsys.readouterr().out.startswith("warning: there is an NVIDIA driver") == warned
+    devices.choose("cpu", "fp32")
+    assert capsys.readouterr().out == "", "who asks for the CPU gets it"
+
+
 def test_cuda_where_there_is_none_is_refused(monkeypatch, refused):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with refused("device", "'cuda'", "cpu"):

@@ -155,7 +155,7 @@ def test_real_images_are_bounded_class_by_class(measure, cpu, monkeypatch):
 
 
 def test_streamed_images_are_measured_too(tiny_setting, cpu, monkeypatch):
-    monkeypatch.setattr(batches.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(batches.devices, "count_cpus", lambda: 1)
     images = tiny_setting(images={"side": 72}, stem="torchvision").images
     data = real.load("digits", images, cpu)
     assert isinstance(data.test, batches.Streamed)

@@ -88,11 +88,17 @@ def test_synthesis_is_looked_at_before_its_end_and_before_each_checkpoint(
 
 # -------------------------------------------------------------------------------------------- GPU memory
 
-# A CUDA graph that cannot be instantiated raises the second.
-OUT_OF_MEMORY = [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUDA error: out of memory")]
+# What the allocator raises, a CUDA graph that cannot be instantiated, cuBLAS, and cuDNN.
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory"),
+    RuntimeError("CUDA error: out of memory"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("GET was unable to find an engine to execute this computation"),
+]
+KINDS = ["allocation", "graph", "cublas", "cudnn"]
 
 
-@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["allocation", "graph"])
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=KINDS)
 @pytest.mark.parametrize(("room", "advice"), [(20, "12 would"), (1, "1 would"), (0, "not even 1 would")])
 def test_batch_that_does_not_fit_is_refused_with_one_that_does(room, advice, error, refused):
     def attempt(size):
@@ -108,14 +114,14 @@ def test_smaller_batch_that_cannot_be_tried_is_suggested(refused):
         raise guard.make_too_large_error("teacher.batch_size", 50, None)
 
 
-@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["allocation", "graph"])
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=KINDS)
 def test_only_an_error_of_memory_is_taken_for_one(error):
     guard.raise_unless_out_of_memory(error)
     with pytest.raises(RuntimeError, match="size mismatch"):
         guard.raise_unless_out_of_memory(RuntimeError("size mismatch"))
 
 
-@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["allocation", "graph"])
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=KINDS)
 @pytest.mark.parametrize("stage", ["teacher", "weight adjustment", "synthesis", "relabel"])
 def test_every_stage_says_which_batch_would_fit(
     stage, error, digits, tiny_teacher, tiny_setting, cpu, compute, monkeypatch, refused
@@ -157,7 +163,7 @@ def test_every_stage_says_which_batch_would_fit(
             synthesize(setting, digits.train, 10, network, compute, Progress("synthesis"))
 
 
-@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["allocation", "graph"])
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=KINDS)
 def test_of_batches_side_by_side_half_as_many_are_tried_first(
     error, digits, tiny_teacher, tiny_setting, compute, monkeypatch, refused
 ):

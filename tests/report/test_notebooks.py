@@ -212,6 +212,21 @@ def test_notebook_of_ones_own_data_runs_without_a_warning_and_its_teacher_learns
     assert len(list(tmp_path.glob("exports/*-imagefolder/train/*/*.png"))) == 3 * 2
 
 
+@pytest.mark.parametrize("name", ["setting", "walkthrough"])
+def test_notebook_that_is_run_twice_reads_the_same_setting(name):
+    """A variable of a later cell would be taken for a parameter of its name."""
+    path = REPOSITORY / "notebooks" / f"{name}.ipynb"
+    first, *others = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    assert first.metadata.tags == ["parameters"]
+
+    def list_assigned(cells) -> set[str]:
+        trees = [ast.walk(ast.parse(cell.source)) for cell in cells]
+        names = [node for tree in trees for node in tree if isinstance(node, ast.Name)]
+        return {node.id for node in names if isinstance(node.ctx, ast.Store)}
+
+    assert not list_assigned(others) & schema.Setting.model_fields.keys() - list_assigned([first])
+
+
 def test_every_notebook_is_run_by_a_test():
     others = {path.stem for path in NOTEBOOKS} - set(files.list_products())
     assert others == {"setting", "walkthrough", "your_own_data", "report"}

@@ -42,3 +42,8 @@ def test_checkpoint_is_due_by_the_clock(monkeypatch, cpu):
     assert checkpoint.due()
     checkpoint.save({}, {})
     assert not checkpoint.due()
+    checkpoint.saving = 30.0
+    now[0] += 20 * 30 - 1
+    assert not checkpoint.due(), "one that takes long is written more rarely"
+    now[0] += 2
+    assert checkpoint.due()

@@ -59,7 +59,7 @@ def image_folder(tmp_path, monkeypatch):
                 Image.fromarray(picture).save(folder / f"{name}_{index}.JPEG")
     monkeypatch.setenv("DWA_DATA", str(tmp_path))
     # One worker: starting processes is all that takes time here.
-    monkeypatch.setattr(batches.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(batches.devices, "count_cpus", lambda: 1)
 
 
 class Weights:
@@ -163,7 +163,7 @@ def test_recipe_runs_on_twenty_classes_of_tiny_imagenet(monkeypatch, compute):
     if not (SHARED / "tiny-imagenet-20").is_dir():
         pytest.skip(f"there is no {SHARED / 'tiny-imagenet-20'}; DWA_DATA can name the folder above it")
     monkeypatch.setenv("DWA_DATA", str(SHARED))
-    monkeypatch.setattr(batches.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(batches.devices, "count_cpus", lambda: 1)
     setting = small(
         dataset="tiny-imagenet-20",
         network="convnet-8",

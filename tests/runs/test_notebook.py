@@ -4,8 +4,10 @@ import os
 
 import pytest
 import torch
+import yaml
 
 from dwa_paper.runs import notebook, sets, teachers
+from dwa_paper.settings import schema
 
 # What a kernel holds when a notebook makes its first call; `In` is Jupyter's list of the cells that were run.
 NOTEBOOK = {"profile": "test", "name": "name", "preset": "digits", "ipc": 10, "student": None}
@@ -58,3 +60,12 @@ def test_deterministic_setting_reaches_torch_and_the_names_of_artifacts(monkeypa
     names = [sets.describe(setting, "data", "teacher")[0] for setting in (plain, exact)]
     assert names[0] != names[1]
     assert "deterministic" not in teachers.describe(plain, "data")[1]
+
+
+def test_settings_file_of_a_notebook_gives_its_setting(own_root):
+    given = {**NOTEBOOK, "profile": "mine", "name": "one", "seed": 3, "synthesis": {"rho": 0.5}, "relabel": {}}
+    text = notebook.format_settings(given)
+    assert yaml.safe_load(text).keys() == {"profile", "name", "preset", "ipc", "seeds", "synthesis"}
+    again = schema.resolve(yaml.safe_load(text)).split_seeds()
+    assert again == notebook.read_setting(given).split_seeds()
+    assert notebook.format_settings({**NOTEBOOK, "profile": "demo", "name": "digits-dwa-ipc10"}) == "", "it is there"

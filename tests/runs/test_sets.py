@@ -138,6 +138,27 @@ def test_stored_set_opens_with_load_dataset(storage, digits, tiny_teacher, tiny_
     assert (seen.float() - drawn.float()).abs().mean() < 20
 
 
+def test_set_of_more_than_a_table_holds_is_stored_and_read_in_pieces(own_root, monkeypatch):
+    """Of ImageNet-1K at ipc 50 and more, which pyarrow refuses as one piece."""
+    monkeypatch.setattr(sets, "ROWS_AT_ONCE", 7)
+    original, sizes = datasets.Dataset.from_dict, []
+
+    def counting(columns, **options):
+        sizes.append(len(columns["image"]))
+        return original(columns, **options)
+
+    monkeypatch.setattr(datasets.Dataset, "from_dict", counting)
+    pictures = torch.randint(0, 256, (20, 4, 4, 3), dtype=torch.uint8)
+    sets.write_parquet(pictures, list("abcde"), own_root / sets.PARQUET, "png")
+    (own_root / "record.json").write_text("{}")
+    found = sets.read_parquet(own_root)
+    assert sizes == [7, 7, 6]
+    assert torch.equal(found.images_uint8, pictures)
+    assert found.labels.tolist() == [*range(5)] * 4
+    assert found.ipc_index.tolist() == [index for index in range(4) for _ in range(5)]
+    assert found.classes == list("abcde")
+
+
 def test_jpeg_is_of_the_authors_quality(tmp_path, digits, tiny_teacher, tiny_setting, own_root, compute):
     setting = tiny_setting(method="random-real", synthesis={"storage": "jpeg"})
     found = sets.load_or_synthesize(setting, digits, tiny_teacher, compute)

@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from dwa_core.batches import Resident
-from dwa_core.errors import StoppedError
+from dwa_core.errors import DivergedError, StoppedError
 from dwa_paper.runs import sets, stop, store, students, teachers
 
 
@@ -94,3 +94,12 @@ def test_budget_ends_the_wait_for_another_run():
     # Locks of one path exclude each other within a process as between two.
     with store.lock("teachers", "one"), stopped, store.lock("teachers", "one"):
         pytest.fail("both have it")
+
+
+@pytest.mark.usefixtures("fresh_stop")
+def test_stage_that_fails_leaves_signals_as_they_were(tiny_setting, digits, compute):
+    """In JupyterLab the same process goes on."""
+    before = [signal.getsignal(number) for number in stop.SIGNALS]
+    with pytest.raises(DivergedError):
+        teachers.load_or_train(tiny_setting(teacher={"learning_rate": 1e30}), digits, compute)
+    assert [signal.getsignal(number) for number in stop.SIGNALS] == before

@@ -221,3 +221,13 @@ def test_interrupted_student_continues_to_the_same_bits(evaluated, monkeypatch, 
     resumed = evaluated(**differences)
     assert epochs == [0, 1, 2, 2, 3]
     assert without_times(resumed) == without_times(unbroken)
+
+
+def test_record_of_another_setting_is_set_aside_not_overwritten(evaluated, own_root, capsys):
+    first = evaluated()
+    second = evaluated(relabel={"temperature": 2.0})
+    (aside,) = (own_root / "artifacts" / "set-aside").iterdir()
+    assert store.read_json(aside) == first
+    (there,) = (own_root / "results").rglob("*.json")
+    assert store.read_json(there) == second
+    assert f"it is the record of another setting, or damaged; set aside as {aside}" in capsys.readouterr().out

@@ -71,7 +71,7 @@ def test_tasks_that_do_not_cut_the_classes_are_refused(count, setting_of, digits
 
 
 def test_streamed_images_are_cut_by_class_too(setting_of, cpu, monkeypatch):
-    monkeypatch.setattr(batches.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(batches.devices, "count_cpus", lambda: 1)
     setting = setting_of(images={"side": 72}, stem="torchvision")
     whole = real.load("digits", setting.images, cpu)
     part = tasks.select_classes(whole, [7, 2])

@@ -217,6 +217,12 @@ BAD = {
         "'chart-1'",
         "must be a table or figure",
     ),
+    "weights of another format": (
+        {"teacher": {"weights": "model.pth"}},
+        "teacher.weights",
+        "'model.pth'",
+        ".safetensors",
+    ),
     "name with a slash": ({"name": "a/b"}, "name", "'a/b'"),
     "key of several lines": ({"ipc\nseed": 1}, "unknown key"),
     "value of several lines": ({"method": "dwa\nsre2l"}, "method", "dwa"),

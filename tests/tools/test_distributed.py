@@ -50,7 +50,7 @@ def test_two_processes_train_one_teacher_that_runs_then_find(
 
 @pytest.mark.parametrize("side", [16, 72])
 def test_shares_of_the_processes_are_the_batches_of_one(side, tiny_setting, monkeypatch, cpu):
-    monkeypatch.setattr(batches.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(batches.devices, "count_cpus", lambda: 1)
     setting = tiny_setting(images={"side": side}, teacher={"batch_size": 500})
     split = real.load("digits", setting.images, cpu).train
 

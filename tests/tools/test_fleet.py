@@ -94,6 +94,18 @@ def test_runs_that_share_a_teacher_or_a_set_wait_for_one_task():
         ]
 
 
+def test_sets_of_others_are_submitted_before_they_are_downloaded():
+    names = []
+
+    def as_task(function):
+        return SimpleNamespace(remote=lambda *_: names.append(function.__name__) or len(names))
+
+    base = {**SHORT, "profile": "fleet", "seed": 0, "method": "external"}
+    wanted = [("target", {**base, "name": str(n), "distilled": f"somebody/set-{n // 2}"}) for n in range(4)]
+    assert len(fleet.submit(as_task, wanted, 1)) == 4
+    assert Counter(names) == {"train_teacher": 1, "make_set": 2, "run_notebook": 4}
+
+
 @pytest.fixture
 def folder(tmp_path) -> Path:
     """settings/fleet with DWA of two seeds and real images of one."""

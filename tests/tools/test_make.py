@@ -147,8 +147,10 @@ def test_time_budget_is_that_of_the_whole_call(folder):
 def test_ray_makes_the_records_first_and_no_other_engine_is_known(folder):
     write(folder, "a")
     said = make(folder, "--dry-run", "reproduce", "PROFILE=mine", "ENGINE=ray", "FLEET=--tasks-per-set 2").stdout
-    assert said.splitlines()[0].endswith('dwa_paper fleet "$PROFILE" --tasks-per-set 2')
+    assert said.splitlines()[0].endswith("dwa_paper fleet $targets --tasks-per-set 2")
     assert "fleet" not in make(folder, "--dry-run", "reproduce", "PROFILE=mine").stdout
+    refused = make(folder, "reproduce", "PROFILE=mine", "ENGINE=ray", "MAX_MINUTES=3", code=2).stderr
+    assert "MAX_MINUTES: not allowed with ENGINE=ray" in refused
     wrong = make(folder, "reproduce", "ENGINE=dask", code=2)
     assert "ENGINE: dask is not known; allowed: ray, or nothing" in wrong.stderr
 
@@ -214,8 +216,8 @@ FAKE = """#!/bin/sh
 shift 2
 echo "$1 $2" >> log
 case "$1" in
-missing) printf 'results/mine/%s ' a-seed0.json b-seed0.json table-1.md c-seed0.json; echo STEPS=4;;
-run) mkdir -p results/mine; {after}; echo "ended $2" >> log;;
+missing) printf 'results/mine/%s\\n' a-seed0.json b-seed0.json table-1.md c-seed0.json; echo STEPS=4;;
+run) mkdir -p results/mine; {after}; code=$?; echo "ended $2" >> log; exit $code;;
 draw) echo "ended $2" >> log;;
 esac
 """
@@ -258,6 +260,21 @@ def test_record_is_kept_when_make_is_interrupted_just_after_it_is_written(target
         _, said = process.communicate(timeout=30)
     assert "Deleting" not in said
     assert record.read_text() == "record\n"
+
+
+def test_ray_makes_the_records_of_the_product_that_is_asked_for(fake):
+    folder = fake("true")
+    make(folder, "table-1", "PROFILE=mine", "ENGINE=ray", code=2)  # nobody has drawn it
+    log = (folder / "log").read_text().splitlines()
+    assert log[:2] == ["missing mine", "fleet results/mine/a-seed0.json"]
+
+
+def test_with_k_what_comes_after_a_record_that_fails_is_made(fake):
+    folder = fake('test "$2" != results/mine/a-seed0.json')
+    make(folder, "-k", "reproduce", "PROFILE=mine", code=2)
+    log = (folder / "log").read_text().splitlines()
+    ends = [f"ended {name}" for name in ("results/mine/b-seed0.json", "table-1", "results/mine/c-seed0.json")]
+    assert [line for line in log if line.startswith("ended")] == ["ended results/mine/a-seed0.json", *ends]
 
 
 def test_records_run_side_by_side_and_table_1_comes_before_those_that_it_does_not_show(fake):
