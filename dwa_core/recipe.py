@@ -112,7 +112,8 @@ class RelabelStage(Training):
     mixing: Literal["mixup", "cutmix"]
     mixing_alpha: Annotated[float, Field(ge=1e-3, le=1e6)]  # both parameters of the Beta distribution
     # teacher: the teacher labels each batch as it was cropped and mixed, as the paper does. fixed: it labels each image
-    # once, as it is. hard: the image's class. The last two are mixed as the images are.
+    # once, as it is; with `teacher_batch_statistics` it also depends on the other images of the set. hard: the image's
+    # class. The last two are mixed as the images are.
     labels: Literal["teacher", "fixed", "hard"] = "teacher"
     # Of the teacher's and the student's soft labels; hard labels have none.
     temperature: Annotated[float, Field(ge=1e-2, le=1e4)]

@@ -79,7 +79,7 @@ def store_labels(recipe: Recipe, training: Resident, classes: int, teacher: nn.M
     else:
         logits = label(teacher, training.test_batches(images.mean, images.distilled_std), compute)
         labels = F.softmax(logits / stage.temperature, dim=1)
-    return Resident(training.images_uint8, labels, training.device)
+    return Resident(training.images_uint8, labels, training.device, training.images_uint8.device)
 
 
 def draw_mixed_batches(recipe: Recipe, training: Resident, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

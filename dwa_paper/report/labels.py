@@ -13,16 +13,14 @@ on, and the method's own evaluation is under the teacher's labels.
 
 import math
 
-import numpy as np
 import pandas as pd
 
-from dwa_paper.report import results, tables
+from dwa_paper.report import intervals, results, tables
 from dwa_paper.report.product import Run
 from dwa_paper.report.results import METHODS, RECIPES, format_number
 
 LABELS = {"hard": "hard labels", "fixed": "fixed soft labels", "teacher": "teacher's labels"}
 PLACE = ["data set", "ipc", "student"]
-DRAWS = 10_000
 
 
 def accuracies(runs: list[Run]) -> pd.DataFrame:
@@ -65,37 +63,6 @@ def scores(runs: list[Run]) -> pd.DataFrame:
     return frame.sort_values([*PLACE, "order", "images"], ignore_index=True).drop(columns="order") if found else frame
 
 
-def difference_interval(pairs: list[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float, float]:
-    """The mean over cells of the difference of two groups' mean accuracies, and its 95 % interval.
-
-    A bootstrap over students, stratified by cell and group: in each of 10,000 draws, a group is drawn again from its
-    own students (Agarwal et al., "Deep Reinforcement Learning at the Edge of the Statistical Precipice", NeurIPS 2021).
-
-    Args:
-        pairs: for each cell the accuracies of the one group and those of the other, at least two of each.
-    """
-    random = np.random.default_rng(0)
-    drawn = [random.choice(group, (DRAWS, len(group))).mean(axis=1) for pair in pairs for group in pair]
-    means = np.subtract(drawn[::2], drawn[1::2]).mean(axis=0)
-    observed = np.mean([first.mean() - second.mean() for first, second in pairs])
-    return float(observed), *np.percentile(means, [2.5, 97.5]).tolist()
-
-
-def interval_text(rows: pd.DataFrame, cell: list[str], method: str, baseline: str = "random-real") -> str:
-    """One line: `method` minus `baseline` over the cells of `rows` where both have two students or more; else empty."""
-    rows, pairs = rows[rows["accuracy"].notna()], []
-    for _, chosen in rows.groupby(cell):
-        pair = [chosen.loc[chosen["method"] == name, "accuracy"].to_numpy() for name in (method, baseline)]
-        if min(map(len, pair)) > 1:
-            pairs.append(pair)
-    if not pairs:
-        return ""
-    mean, low, high = difference_interval(pairs)
-    cells = "one cell" if len(pairs) == 1 else f"{len(pairs)} cells"
-    compared = f"{METHODS[method]} minus {METHODS[baseline]}, {cells}"
-    return f"{compared}: {mean:+z.1f} points, 95 % interval {low:+z.1f} to {high:+z.1f}."
-
-
 def label_blocks(runs: list[Run]) -> tuple[pd.DataFrame, list]:
     """The numbers of the table, and what it shows: a table of texts, the intervals, the notes."""
     frame = scores(runs)
@@ -110,7 +77,7 @@ def label_blocks(runs: list[Run]) -> tuple[pd.DataFrame, list]:
     rows = rows[rows["recipe"] != "best"]  # it changes the student's training too
     lines = []
     for labels, title in LABELS.items():
-        text = interval_text(rows[rows["labels"] == labels], [*PLACE, "recipe"], "dwa")
+        text = intervals.compare(rows[rows["labels"] == labels], [*PLACE, "recipe"], "dwa")
         lines += [f"- {title}: {text}"] if text else []
-    intervals = "Stratified bootstrap over students, 10,000 draws:\n\n" + "\n".join(lines) if lines else ""
-    return frame, [shown, intervals, tables.note_list(results.notes(runs))]
+    compared = f"{intervals.LEGEND}\n\n" + "\n".join(lines) if lines else ""
+    return frame, [shown, compared, tables.note_list(results.notes(runs))]

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pandas as pd
 from PIL import Image
 
-from dwa_paper.report import labels, product, results
+from dwa_paper.report import intervals, product, results
 from dwa_paper.report.product import Run
 from dwa_paper.runs.records import list_students
 from dwa_paper.settings import files, grid
@@ -69,16 +69,11 @@ def list_files(folder: Path, ending: str) -> list[Path]:
 
 
 def headline(profile: str) -> str:
-    """What Table 1 of a profile comes to: DWA against each other method, for each recipe, as a Markdown list."""
-    rows, lines = results.accuracies(product.collect_runs(profile, "table-1")), []
-    for recipe, name in results.RECIPES.items():
-        for other in ("random-real", "sre2l"):
-            chosen, cell = rows[rows["recipe"] == recipe], [key for key in results.CELL if key != "method"]
-            if text := labels.interval_text(chosen, cell, "dwa", other):
-                lines.append(f"- {name}: {text}")
-    if not lines:
+    """What Table 1 of a profile comes to, as Markdown."""
+    compared = intervals.compare_recipes(product.collect_runs(profile, "table-1"))
+    if not compared:
         return "No two methods have several students of one cell yet."
-    return "Mean difference in test accuracy over the cells of Table 1, by recipe:\n\n" + "\n".join(lines)
+    return f"Mean difference in test accuracy over the cells of Table 1, by recipe. {compared}"
 
 
 def sources(profile: str) -> dict[str, str]:

@@ -15,7 +15,7 @@ A marker is one of
     hours [STAGE] PROFILE       wall time of what its records are made of: in all, or of teacher, synthesis or student
     seconds STAGE PROFILE/SETTING   wall time of a stage, the median over its student seeds
     lacking PROFILE/SETTING     how many images its copy of the data set lacks
-    interval PROFILE METHOD BASELINE RECIPE   labels.interval_text over the profile's Table 1
+    interval PROFILE METHOD BASELINE RECIPE   intervals.compare over the profile's Table 1
 
 `python -m dwa_paper docs` writes them again, and verify reports a page whose numbers differ.
 """
@@ -28,7 +28,7 @@ from pathlib import Path
 import pandas as pd
 
 from dwa_core.errors import InputError
-from dwa_paper.report import labels, page, product, results, tables
+from dwa_paper.report import intervals, page, product, results, tables
 from dwa_paper.settings.datasets import DATASETS
 
 COLUMNS = {"mean": "accuracy", "teacher": "teacher", "distance": "feature distance", "coverage": "coverage"}
@@ -88,7 +88,7 @@ def value(marker: str) -> str:
         profile, method, baseline, recipe = rest.split()
         rows = results.accuracies(collect_runs(profile, "table-1"))
         cell = [name for name in results.CELL if name != "method"]
-        return labels.interval_text(rows[rows["recipe"] == recipe], cell, method, baseline)
+        return intervals.compare(rows[rows["recipe"] == recipe], cell, method, baseline)
     for operator, form in {" minus ": "+z.1f", " above ": ".1f"}.items():
         if operator in marker:
             first, second = map(quantity, marker.split(operator))

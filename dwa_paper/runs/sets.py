@@ -184,12 +184,15 @@ def read_external(path: Path, name: str, classes: list[str], ipc: int, side: int
     """
     table = sources.open_distilled(path)
     labels = torch.tensor(table["label"][:])
-    theirs = getattr(table.features["label"], "names", None) or classes
+    names = getattr(table.features["label"], "names", None)
+    theirs = names or classes
     if len(theirs) != len(classes):
         raise InputError(f"distilled: {path} has {len(theirs)} classes; {name} has {len(classes)}")
     if len(labels) == 0 or labels.min() < 0 or labels.max() >= len(classes):
         raise InputError(f"distilled: {path}: labels are not 0 to {len(classes) - 1}")
-    if set(theirs) == set(classes):
+    if names is None:
+        print(f"{path.name}: its labels have no names, so they are taken for the numbers of the classes, from 0")
+    elif set(theirs) == set(classes):
         labels = torch.tensor([classes.index(label) for label in theirs])[labels]
     else:
         print(f"{path.name}: its classes have other names ({quote(theirs[0])}, ...), so they are taken in their order")
