@@ -55,7 +55,7 @@ docs: $(ENVIRONMENT); @$(DWA) docs ## write the numbers that README and docs/ qu
 settings: $(ENVIRONMENT); @$(DWA) settings ## write the settings of settings/grid.yaml as files, for bare papermill
 distill: $(ENVIRONMENT) ## teacher, distilled set and student for your own images: DATA=folder NETWORK=resnet18 IPC=10 WITH="seed=1 teacher.epochs=30"
 	@$(DWA) distill $(if $(DATA),$(call quote,$(DATA))) $(NETWORK:%=--network %) $(IPC:%=--ipc %) $(if $(WITH),--with $(foreach each,$(WITH),$(call quote,$(each))))
-share: $(ENVIRONMENT); @$(DWA) share $(if $(SET),$(call quote,$(SET))) $(FORMAT:%=--format %) $(SOFT_LABELS:%=--soft-labels %) $(TOP_K:%=--top-k %) ## write the distilled set SET for other tools; FORMAT=imagefolder, parquet or tensors; SOFT_LABELS=one or epochs; TOP_K
+share: $(ENVIRONMENT); @$(DWA) share $(if $(SET),$(call quote,$(SET))) $(FORMAT:%=--format %) $(SOFT_LABELS:%=--soft-labels %) $(TOP_K:%=--top-k %) $(if $(TO),--to $(call quote,$(TO))) ## write the distilled set SET for other tools; FORMAT=imagefolder, parquet or tensors; SOFT_LABELS=one or epochs; TOP_K; TO=folder
 test: $(ENVIRONMENT) ## the tests, two files at a time with one thread each, and ruff's checks of code and notebooks
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile
 test-faults: $(ENVIRONMENT); .venv/bin/python -m pytest tests/faults -m "whole or not whole" ## kills, full disks, damaged files, runs side by side
