@@ -171,7 +171,7 @@ def name_artifacts(setting: Setting, data_recorded: dict) -> list[str]:
 
 
 def distinguish_artifacts(setting: Setting, data_recorded: dict | None = None) -> list[str]:
-    """As `name_artifacts`, without reading or downloading anything.
+    """As `name_artifacts`, without reading images or downloading anything.
 
     A set of others, which is named after its files, has another name here, and so has all of data that are not known:
     they only tell what differs apart.
