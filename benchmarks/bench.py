@@ -34,12 +34,12 @@ from dwa_paper.settings.environment import root
 
 REPEATS = 3
 # (stage, preset, network, images of an epoch, of which the batch is a part): the paper's recipes on a GPU. A CPU
-# gets the ConvNet-128 of the profile lite, fewer images for the teacher, and ResNet-18 in synthesis alone.
+# gets the ConvNet-128 of the profile lite, and ResNet-18 in synthesis alone. A teacher gets a part of an epoch.
 ON_GPU = [
     ("synthesis", "imagenet-1k", "resnet18", 100),
     ("synthesis", "cifar100", "resnet18", 100),
     ("synthesis", "cifar10", "resnet18", 10),
-    ("teacher", "cifar100", "resnet18", 50_000),
+    ("teacher", "cifar100", "resnet18", 12_800),
     ("student", "cifar100", "resnet18", 5_000),
     ("student", "cifar10", "resnet18", 500),
 ]
