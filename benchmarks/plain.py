@@ -73,6 +73,7 @@ def load_batches(images_uint8, labels, seen, batch_size, device):
     collate = partial(augment_and_collate, transforms.Compose(augment + normalise))
     pictures = list(zip(images_uint8.cpu().numpy(), labels.tolist(), strict=True))
     options = {"shuffle": True, "num_workers": 2, "pin_memory": device.type == "cuda", "collate_fn": collate}
+    options["multiprocessing_context"] = "fork"  # as in a script; bench.py's processes would import all libraries anew
     for images, targets in DataLoader(pictures, batch_size, **options):
         yield images.to(device), targets.to(device)
 
