@@ -69,10 +69,11 @@ def check_products(profile: str, found: dict[Path, dict]) -> list[str]:
     """
     made_on = {record["device"].partition(",")[0] for record in found.values()}
     kept, lines, skipped = read_products(root(), profile), [], set()
-    # Also a table that no setting is shown in, where somebody has asked for it by its name.
+    # What has records, and what somebody has asked for by its name.
+    recorded = [setting for setting in files.list_runs(profile) if setting.record_path() in found]
     asked_for = {Path(name).stem for name in kept} & {*files.list_products()}
     with make_scratch_root(profile) as scratch:
-        for name in sorted(asked_for | {*product.select_products(files.list_runs(profile))}):
+        for name in sorted(asked_for | {*product.select_products(recorded)}):
             done = execute(scratch, "draw", name, "--profile", profile, HF_HUB_OFFLINE="1")
             if done.returncode != 0:
                 lines.append(f"{name}: cannot be drawn again; {done.stderr.removeprefix('error: ').strip()}")
