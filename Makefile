@@ -47,7 +47,7 @@ report: $(ENVIRONMENT) ## one page of the tables and figures of PROFILE that are
 	@$(DWA) draw report --profile "$$PROFILE"
 	@.venv/bin/jupyter nbconvert --log-level WARN --to html --template report_page --TemplateExporter.extra_template_basedirs=notebooks \
 	    --output-dir results/"$$PROFILE" --output report results/"$$PROFILE"/executed/report.ipynb && echo results/"$$PROFILE"/report.html
-plan: $(ENVIRONMENT); @$(DWA) plan "$$PROFILE" $(DEVICE:%=--device %) ## what of PROFILE is missing, and its hours here or on DEVICE=h100, a100 or rtx4090
+plan: $(ENVIRONMENT); @$(DWA) plan "$$PROFILE" $(DEVICE:%=--device %) ## what of PROFILE is missing, and its hours here or on DEVICE=h200, h100, a100 or rtx4090
 status: $(ENVIRONMENT); @$(DWA) status "$$PROFILE" ## which runs of PROFILE are done, running, failed or waiting, with their last lines
 verify: $(ENVIRONMENT); @$(DWA) verify "$$PROFILE" $(RERUN:%=--rerun %) ## check artifacts, and PROFILE's records, tables and figures; RERUN=n makes n records again
 publish: $(ENVIRONMENT); @$(DWA) publish "$$PROFILE" ## copy the artifacts that PROFILE's records name to results/artifacts/, to be committed

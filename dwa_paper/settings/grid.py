@@ -35,7 +35,7 @@ def expand(profile: str) -> dict[str, dict]:
             for values in itertools.product(*axes.values()):
                 run = minimal_settings(dict(zip(axes, values, strict=True)), template, profile, common)
                 known = runs.setdefault(run["name"], {**run, "seeds": set(), "shown_in": []})
-                if known | run != known:
+                if {**run, "seeds": known["seeds"], "shown_in": known["shown_in"]} != known:
                     raise InputError(f"{GRID.name}: two runs are called {run['name']}")
                 known["seeds"] |= set(group_seeds)
                 known["shown_in"] += [product] if product not in known["shown_in"] else []

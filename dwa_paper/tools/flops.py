@@ -19,12 +19,24 @@ from dwa_core.synthesis import GPU_IMAGES
 from dwa_paper.runs.sources import RESIDENT_SIDE
 from dwa_paper.settings.schema import SYNTHESISED, Setting
 
-# What PyTorch calls a GPU, and its peak in FLOP per second of dense bf16 products with sums in fp32. From NVIDIA's data
-# sheets of H100 SXM (half of its number "with sparsity") and A100, and the white paper of the Ada architecture.
-DEVICES = {"h100": ("H100 80GB HBM3", 989.4e12), "a100": ("A100", 312e12), "rtx4090": ("RTX 4090", 165.2e12)}
-# The share of it that networks reach. On an A100, others train ResNet-18 at 32 px at 25 % (README of cifar10-airbench:
-# 32.3 PFLOP in 7 minutes) and ResNet-50 at 224 px at 19 % (NVIDIA's DeepLearningExamples: 2,470 images per second).
-SHARE_OF_PEAK = 0.2
+
+class Device(NamedTuple):
+    name: str  # a part of what PyTorch calls it
+    peak: float  # FLOP per second of dense bf16 products with sums in fp32, by the maker's data sheet
+    share: float  # of the peak, that networks reach
+
+
+# An H200 computed 54 PFLOP of the CIFAR-10 part of the profile paper in 545 s, loading and testing included: a tenth of
+# its peak, which is an H100's too. On an A100, others train ResNet-18 at 32 px at 25 % of it (README of
+# cifar10-airbench: 32.3 PFLOP in 7 minutes) and ResNet-50 at 224 px at 19 % (NVIDIA's DeepLearningExamples: 2,470
+# images per second). The peaks are from NVIDIA's data sheets of H100 SXM and H200 (half of the numbers "with sparsity")
+# and A100, and the white paper of the Ada architecture.
+DEVICES = {
+    "h200": Device("H200", 989.4e12, 0.1),
+    "h100": Device("H100 80GB HBM3", 989.4e12, 0.1),
+    "a100": Device("A100", 312e12, 0.2),
+    "rtx4090": Device("RTX 4090", 165.2e12, 0.2),
+}
 
 
 class Counts(NamedTuple):
@@ -108,7 +120,7 @@ def count_held(stage: Training, images: int) -> int:
 
 def identify(device: str) -> str:
     """A key of DEVICES for a name such as PyTorch's of that GPU, else the name, that of a CPU without its threads."""
-    found = (key for key, (name, _) in DEVICES.items() if name in device)
+    found = (key for key, known in DEVICES.items() if known.name in device)
     return next(found, device.rpartition(", ")[0] or device)
 
 
@@ -116,11 +128,11 @@ def identify(device: str) -> str:
 def find_speed(device: str) -> tuple[float, str]:
     """FLOP per second that networks are taken to reach on a key of DEVICES or on the device here, and why."""
     if device in DEVICES:
-        speed = SHARE_OF_PEAK * DEVICES[device][1]
-        return speed, f"{speed / 1e12:.0f} TFLOP/s, {100 * SHARE_OF_PEAK:.0f} % of the data sheet's peak in bf16"
+        _, peak, share = DEVICES[device]
+        return share * peak, f"{share * peak / 1e12:.0f} TFLOP/s, {100 * share:.0f} % of the data sheet's peak in bf16"
     compute = devices.choose()
-    # A product reaches some 80 % of a GPU's peak. On a CPU, networks reached 48 to 93 % of a product (docs/speed.md).
-    side, share = {"cuda": (8192, 0.25), "cpu": (1024, 0.5)}[compute.device.type]
+    # A product reached 78 % of an H200's peak. On a CPU, networks reached 48 to 93 % of a product (docs/speed.md).
+    side, share = {"cuda": (8192, 0.13), "cpu": (1024, 0.5)}[compute.device.type]
     factor = torch.rand(side, side, device=compute.device).to(compute.precision)
     timer = timeit.Timer(lambda: torch.mm(factor, factor)[0, 0].item())  # read, and so waited for
     number, _ = timer.autorange()  # so many take 0.2 s

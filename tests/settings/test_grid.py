@@ -158,12 +158,19 @@ def test_what_a_preset_says_anyway_is_neither_written_nor_part_of_the_name():
     assert "student" not in run
 
 
-def test_two_runs_under_one_name_are_refused(tmp_path, monkeypatch, refused):
+@pytest.mark.parametrize(
+    "differences",
+    [
+        ["method: dwa", "method: sre2l"],
+        # The preset's own 100 is left out of a run's settings, which are then a part of the other's.
+        ["method: dwa", "method: dwa, relabel.epochs: 100"],
+    ],
+)
+def test_two_runs_under_one_name_are_refused(differences, tmp_path, monkeypatch, refused):
     description = tmp_path / "grid.yaml"
-    description.write_text(
-        "demo:\n  name: same\n  seeds: [0]\n"
-        "  table-1:\n    - {preset: digits, method: [dwa, sre2l], ipc: 1, network: convnet-64}\n"
-    )
+    rows = "".join(f"    - {{preset: digits, ipc: 1, network: convnet-64, {each}}}\n" for each in differences)
+    common = "  common: {relabel.epochs: 5}\n"
+    description.write_text(f"demo:\n  name: same\n  seeds: [0]\n{common}  table-1:\n{rows}")
     monkeypatch.setattr(grid, "GRID", description)
     with refused("same"):
         grid.expand("demo")
