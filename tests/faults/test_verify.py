@@ -71,14 +71,14 @@ def find_problems(profile: str, rerun: int = 0) -> list[str]:
     return []
 
 
-@pytest.mark.parametrize("profile", ["lite", "search"])
+@pytest.mark.parametrize("profile", ["lite", "search", "paper"])
 def test_committed_results_match(profile, lite, here, capsys):
     assert find_problems(profile) == []
     assert f"{profile}: everything matches: " in capsys.readouterr().out
 
 
 def test_profile_that_was_never_run_has_nothing(lite):
-    assert find_problems("paper") == [f"{lite / 'paper'}: there is nothing yet; make reproduce PROFILE=paper makes it"]
+    assert find_problems("demo") == [f"{lite / 'demo'}: there is nothing yet; make reproduce PROFILE=demo makes it"]
 
 
 def check_records(profile: str) -> list[str]:

@@ -36,6 +36,15 @@ def test_each_batch_of_resnet18_has_one_rough_image(method):
     assert distilled.ipc_index[rough].tolist() == list(range(10))
 
 
+@pytest.mark.parametrize(
+    ("method", "ipc", "count"), [("dwa", 10, 2), ("sre2l", 10, 0), ("dwa", 50, 7), ("sre2l", 50, 0)]
+)
+def test_hardly_any_under_a_teacher_of_200_epochs(method, ipc, count):
+    _, distilled, rough = find_rough(f"paper/cifar10-resnet18-{method}-ipc{ipc}-authors")
+    assert rough.sum() == count
+    assert len(distilled.labels) == 10 * ipc
+
+
 @pytest.mark.parametrize("name", ["dwa-ipc10-authors", "dwa-ipc10-authors-gvbsm", "sre2l-ipc10-authors-gvbsm"])
 def test_convnet_has_none_on_cifar10(name):
     assert not find_rough(f"lite/cifar10-convnet-128-{name}")[2].any()
