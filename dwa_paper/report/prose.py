@@ -6,6 +6,7 @@ A marker is one of
 
     PROFILE/SETTING             test accuracy in percent, mean ± standard deviation over its student seeds
     mean PROFILE/SETTING        the mean alone
+    last PROFILE/SETTING        after the last epoch, where the best of a student's tests is reported
     teacher PROFILE/SETTING     the accuracy of its teacher
     distance, coverage PROFILE/SETTING   feature distance and coverage of its distilled set
     paper DATASET ipcN STUDENT METHOD   the paper's number in published/published_results.csv
@@ -57,9 +58,12 @@ def quantity(text: str) -> pd.Series:
         if found.empty:
             raise InputError(f"marker {text!r}: the paper's number is not in {results.PUBLISHED.name}")
         return found.iloc[0]
-    profile, name = (rest if first in COLUMNS else text).split("/")
+    profile, name = (rest if first in {*COLUMNS, "last"} else text).split("/")
     runs = [run for run in collect_runs(profile) if run.setting["name"] == name]
-    values = results.accuracies(runs)[COLUMNS.get(first, "accuracy")].dropna()
+    if first == "last":
+        values = pd.Series([run.record["accuracy"]["last"] for run in runs if run.record])
+    else:
+        values = results.accuracies(runs)[COLUMNS.get(first, "accuracy")].dropna()
     if values.empty:
         raise InputError(f"marker {text!r}: there is no record of results/{profile}/{name}")
     return values.agg(["mean", "std", "count"])
