@@ -440,6 +440,21 @@ def test_set_with_fewer_images_is_named_set_aside_and_not_used(mine, capsys):
     assert "it has 19 images" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("method", "versions", "found"),
+    [("random-real", "2.0", 1), ("random-real", "2.1", 0), ("dwa", "2.0", 1), ("dwa", "2.1", 1)],
+)
+def test_files_of_real_images_that_other_libraries_drew_again_are_not_compared(
+    method, versions, found, tmp_path, monkeypatch
+):
+    settings = {"settings": {"method": method}, "versions": {"torch": versions}, "accuracy": {}}
+    (tmp_path / "record.json").write_text(json.dumps({**settings, "files": {"train.parquet": "other bytes"}}))
+    monkeypatch.setattr(again, "find_local", lambda kind, name: tmp_path if kind == "distilled" else None)
+    named = {"artifact": "some-set", "files": {"train.parquet": "bytes"}}
+    problems = [*verify.compare_artifacts({"teacher": named, "distilled": named}, {"torch": "2.0"})]
+    assert len(problems) == found
+
+
 def test_changed_missing_and_foreign_tables_are_found(mine):
     table, csv = mine / "table-1.md", mine / "table-1.csv"
     table.write_text(table.read_text().replace("digits", "cifar10"))
