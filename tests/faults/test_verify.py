@@ -77,8 +77,9 @@ def test_committed_results_match(profile, lite, here, capsys):
     assert f"{profile}: everything matches: " in capsys.readouterr().out
 
 
-def test_profile_that_was_never_run_has_nothing(lite):
-    assert find_problems("demo") == [f"{lite / 'demo'}: there is nothing yet; make reproduce PROFILE=demo makes it"]
+def test_profile_that_was_never_run_has_nothing(own_root):
+    folder = own_root / "results" / "demo"
+    assert find_problems("demo") == [f"{folder}: there is nothing yet; make reproduce PROFILE=demo makes it"]
 
 
 def check_records(profile: str) -> list[str]:
