@@ -82,7 +82,7 @@ def build_parser() -> Parser:
     add_steps(command)
     add("settings", "settings.grid:write", "write the settings of grid.yaml as files, for bare papermill")
     command = add("plan", "tools.plan:print_plan", "list what of a profile is done and missing, with hours", "profile")
-    command.add_argument("--device", default="here", help="here (default), h200, h100, a100 or rtx4090")
+    command.add_argument("--device", default="here", help="the hours are of: here (default), h200, h100, a100, rtx4090")
     add("status", "tools.status:print_states", "list which runs are done, running, failed or waiting", "profile")
     command = add("verify", "tools.verify:verify", "check a profile's artifacts, records, tables, figures", "profile")
     command.add_argument("--rerun", type=int, default=0, metavar="N", help="make N records again, drawn at random")

@@ -131,7 +131,7 @@ def find_speed(device: str) -> tuple[float, str]:
         _, peak, share = DEVICES[device]
         return share * peak, f"{share * peak / 1e12:.0f} TFLOP/s, {100 * share:.0f} % of the data sheet's peak in bf16"
     compute = devices.choose()
-    # A product reached 78 % of an H200's peak. On a CPU, networks reached 48 to 93 % of a product (docs/speed.md).
+    # A product reached 78 % of an H200's peak. On a CPU, networks reached 35 to 102 % of a product (docs/speed.md).
     side, share = {"cuda": (8192, 0.13), "cpu": (1024, 0.5)}[compute.device.type]
     factor = torch.rand(side, side, device=compute.device).to(compute.precision)
     timer = timeit.Timer(lambda: torch.mm(factor, factor)[0, 0].item())  # read, and so waited for
